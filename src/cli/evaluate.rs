@@ -1,0 +1,15 @@
+//! `diffnr evaluate`.
+
+use super::Failure;
+
+/// Arguments of `diffnr evaluate`.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// See [`crate::error::exit`].
+pub fn run(_arguments: &Arguments) -> Result<(), Failure> {
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! The operations: what reconstruction asks of a processor. One trait, carried out by [`cpu`] (and by CUDA later) under the
+//! same names. Knows nothing of frames, schedules or files.
+//!
+//! Orders of memory are those of [`crate::geometry`]: volumes `[x][y][z]`, projections `[view][row v][column u]`, float32.
+//! Every operation gives bit-identical results for any number of threads.
+
+pub mod cpu;
+
+use crate::error::{Classed, ErrorClass};
+use crate::geometry::{ScanGeometry, VolumeGrid};
+
+/// Why an operation was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ComputeError {
+    /// A buffer has another length than geometry and grid demand.
+    #[error("{operation}: buffer `{buffer}` holds {given} values, but the geometry needs {needed}")]
+    Shape {
+        /// The operation's name.
+        operation: &'static str,
+        /// Which argument.
+        buffer: &'static str,
+        /// Its length.
+        given: usize,
+        /// The length needed.
+        needed: usize,
+    },
+    /// The workload is larger than what was prepared (see [`Compute::prepare`]).
+    #[error(
+        "{operation}: needs {needed} bytes of scratch, but {prepared} were prepared; prepare the larger workload before the start"
+    )]
+    Scratch {
+        /// The operation's name.
+        operation: &'static str,
+        /// Bytes needed.
+        needed: usize,
+        /// Bytes there.
+        prepared: usize,
+    },
+    /// The device asked for is not there or cannot do this.
+    #[error("device {device}: {reason}")]
+    Device {
+        /// `cpu`, `cuda`, ...
+        device: String,
+        /// Why, and what to change.
+        reason: String,
+    },
+}
+
+impl Classed for ComputeError {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Stop
+    }
+}
+
+/// Largest problem that a carrier must be ready for; its scratch is allocated from this once, before "ready".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Workload {
+    /// Detector columns.
+    pub columns: usize,
+    /// Detector rows.
+    pub rows: usize,
+    /// Views handed over in one call.
+    pub views_per_call: usize,
+    /// Voxels along x, y, z.
+    pub voxels: [usize; 3],
+}
+
+/// The operations. Implementations: [`cpu::CpuCompute`].
+///
+/// A call's scratch comes from what [`Compute::prepare`] allocated; no operation allocates on the heap after that.
+pub trait Compute: Send + Sync {
+    /// What carries out the operations, in words (processor, SIMD level, threads), as status and volume headers quote it.
+    fn description(&self) -> String;
+
+    /// Bytes of scratch that `workload` needs; `plan` lists them.
+    fn scratch_bytes(&self, workload: &Workload) -> usize;
+
+    /// Allocates the scratch of `workload`.
+    ///
+    /// # Errors
+    /// [`ComputeError::Device`] where the memory is not to be had.
+    fn prepare(&mut self, workload: &Workload) -> Result<(), ComputeError>;
+
+    /// Forward projection (`A x`): line integrals of `volume` (1/mm) along each pixel's ray, dimensionless, by Joseph's method
+    /// (bilinear interpolation in the planes across the ray's dominant axis). Overwrites `projections`.
+    ///
+    /// # Errors
+    /// [`ComputeError::Shape`] where a buffer does not fit.
+    fn forward_project(
+        &self,
+        geometry: &ScanGeometry,
+        grid: &VolumeGrid,
+        volume: &[f32],
+        projections: &mut [f32],
+    ) -> Result<(), ComputeError>;
+
+    /// The matched adjoint of [`Compute::forward_project`] (`A' y`), the same weights transposed. Overwrites `volume`.
+    ///
+    /// # Errors
+    /// [`ComputeError::Shape`] where a buffer does not fit.
+    fn back_project_matched(
+        &self,
+        geometry: &ScanGeometry,
+        grid: &VolumeGrid,
+        projections: &[f32],
+        volume: &mut [f32],
+    ) -> Result<(), ComputeError>;
+
+    /// Multiplies each view by its weights: `weights` holds `[row v][column u]` for all views, or one such image a view.
+    ///
+    /// # Errors
+    /// [`ComputeError::Shape`] where a buffer does not fit.
+    fn weight_projections(&self, pixels: usize, weights: &[f32], projections: &mut [f32]) -> Result<(), ComputeError>;
+
+    /// Filters every row along u with the frequency response `filter` (see [`cpu::ramp_filter::RampFilter`]), in place.
+    ///
+    /// # Errors
+    /// [`ComputeError::Shape`] where a buffer does not fit.
+    fn filter_rows(&self, filter: &cpu::ramp_filter::RampFilter, projections: &mut [f32]) -> Result<(), ComputeError>;
+
+    /// Voxel-driven, distance-weighted back-projection of filtered views for FDK, **added** to `volume`:
+    /// `volume[x] += sum_views scale / w^2 * bilinear(filtered_view, u(x), v(x))`, `w` the relative depth of
+    /// [`crate::geometry::ViewPose::project`]; samples outside the detector are zero.
+    ///
+    /// # Errors
+    /// [`ComputeError::Shape`] where a buffer does not fit.
+    fn back_project_fdk(
+        &self,
+        geometry: &ScanGeometry,
+        grid: &VolumeGrid,
+        filtered: &[f32],
+        volume: &mut [f32],
+    ) -> Result<(), ComputeError>;
+}

@@ -1,0 +1,3 @@
+//! The operations on the CPU: all cores (rayon), SIMD chosen at run time.
+
+pub mod ramp_filter;

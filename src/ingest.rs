@@ -1,0 +1,1 @@
+//! Frames out of the ring: sequence, epoch, gaps, CRC.

@@ -1,0 +1,1 @@
+//! PSNR, SSIM, RMSE, Dice, ASD, latency histograms.

@@ -1,0 +1,1 @@
+//! Counts to line integrals: dark, flat, dead pixels, log.

@@ -1,0 +1,1 @@
+//! Volumes out: shared-memory slots, leases, headers.

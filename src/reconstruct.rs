@@ -1,0 +1,1 @@
+//! Reconstruction methods, driven over a scan or frame by frame.

@@ -1,0 +1,1 @@
+//! Status, counters, watchdog, logs.
