@@ -104,6 +104,9 @@ static int check_header(dnr_producer *producer, const dnr_frames_header *header)
     if (producer->bytes != bytes) {
         return DNR_ERROR_WRONG_SIZE;
     }
+    if (atomic_load_explicit(&header->write_cursor, memory_order_acquire) >= (uint64_t)1 << 55) {
+        return DNR_ERROR_BAD_FIELD; /* tickets have 56 bits: nonsense */
+    }
     if (atomic_load_explicit(&header->retired, memory_order_acquire) != 0) {
         return DNR_ERROR_RETIRED;
     }
