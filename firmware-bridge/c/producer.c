@@ -121,6 +121,9 @@ int dnr_producer_attach_memory(dnr_producer *producer, void *base, size_t bytes,
     if (bytes < DNR_FRAMES_HEADER_BYTES) {
         return DNR_ERROR_WRONG_SIZE;
     }
+    if ((uintptr_t)base % DNR_CACHE_LINE != 0) {
+        return DNR_ERROR_BAD_FIELD; /* words would not be atomic */
+    }
     dnr_frames_header *header = header_of(producer);
     int result = check_header(producer, header);
     if (result != DNR_OK) {

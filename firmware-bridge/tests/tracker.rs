@@ -41,7 +41,7 @@ fn the_tracker_knows_what_is_missing() {
                 1 => model.next + random(&mut state) % 6,
                 _ => model.next,
             };
-            if random(&mut state) % 8 == 0 {
+            if random(&mut state).is_multiple_of(8) {
                 let new = tracker.observe_spoilt(1, number);
                 let expected = (number >= model.next).then_some(SequenceRange { first: model.next, last: number });
                 assert_eq!(new, expected);
