@@ -13,6 +13,7 @@ use firmware_bridge::mapping::{Served, serve};
 use firmware_bridge::recording::{RecordingReader, RecordingWriter};
 use firmware_bridge::ring::{Arrival, DropPolicy, Polled, Rejection, RingGeometry};
 use firmware_bridge::slots::{Status, StatusDetail, VolumeGeometry, text_to};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -96,10 +97,10 @@ fn take_in(served: &mut Served, seen: &mut Seen) -> bool {
     true
 }
 
-/// Plays the recording through a ring large enough that nothing is dropped there.
+/// Plays the recording through a ring so large that nothing is dropped there, however slow this machine is.
 fn play(test: &str, switches: &[&str]) -> Played {
     let name = TestName::new(test);
-    let mut served = serve(&name.0, ring(DropPolicy::DropNewest, 64), VOLUMES, 0o600).unwrap();
+    let mut served = serve(&name.0, ring(DropPolicy::DropNewest, 128), VOLUMES, 0o600).unwrap();
     let mut child = spawn(&name, &record(test), switches);
     let mut seen = Seen::default();
     while child.try_wait().unwrap().is_none() {
@@ -213,25 +214,30 @@ fn producer_c_full_ring_follows_the_policy() {
 
 #[test]
 fn producer_c_finds_the_replaced_segment() {
+    let signal = |child: &Child, signal: &str| {
+        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    };
     let name = TestName::new("replaced");
     let mut first = serve(&name.0, ring(DropPolicy::DropNewest, 64), VOLUMES, 0o600).unwrap();
-    let mut child = spawn(&name, &record("replaced"), &["--fps", "400"]);
+    let mut child = spawn(&name, &record("replaced"), &["--fps", "1000", "--loop", "100000"]);
     let mut seen = Seen::default();
     while seen.frames.len() < 10 {
         take_in(&mut first, &mut seen);
     }
+    signal(&child, "-STOP");
     drop(first);
     let mut second = serve(&name.0, ring(DropPolicy::DropNewest, 128), VOLUMES, 0o600).unwrap();
     assert!(!second.frames_reattached);
+    signal(&child, "-CONT");
     seen = Seen::default();
-    while child.try_wait().unwrap().is_none() {
+    while seen.frames.len() < 50 {
+        assert_eq!(child.try_wait().unwrap(), None, "the gantry must not give up");
         take_in(&mut second, &mut seen);
     }
-    while take_in(&mut second, &mut seen) {}
-    let output = child.wait_with_output().unwrap();
-    assert!(String::from_utf8_lossy(&output.stdout).contains("\"reattached\": 1"), "{output:?}");
-    let views = seen.views();
-    assert!(views.is_sorted() && views.last() == Some(&(FRAMES as u32 - 1)), "{views:?}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(seen.frames[0].0, 1, "first epoch of the new segment");
     assert_eq!(seen.frames[0].1, 0, "a new epoch counts from 0");
 }
 
@@ -342,20 +348,24 @@ fn crc_c_equals_crc_rust() {
     }
 }
 
-/// A Python with numpy: $DIFFNR_PYTHON, or python3.
+/// A Python with numpy: $DIFFNR_PYTHON, or python3. `None`: said so on stderr, past the capture of the test harness.
 fn python() -> Option<String> {
     let python = std::env::var("DIFFNR_PYTHON").unwrap_or_else(|_| "python3".into());
-    let found = Command::new(&python).args(["-c", "import numpy"]).output().is_ok_and(|output| output.status.success());
-    found.then_some(python)
+    let tried = Command::new(&python).args(["-c", "import numpy"]).output();
+    if tried.is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    writeln!(
+        std::io::stderr(),
+        "SKIPPED: Rust writer to Python reader: {python} with numpy is missing ($DIFFNR_PYTHON)"
+    )
+    .unwrap();
+    None
 }
 
 #[test]
 fn writer_rust_reader_python() {
-    let Some(python) = python() else {
-        println!("SKIPPED: writer_rust_reader_python: no python3 with numpy (set DIFFNR_PYTHON)");
-        eprintln!("SKIPPED: writer_rust_reader_python: no python3 with numpy (set DIFFNR_PYTHON)");
-        return;
-    };
+    let Some(python) = python() else { return };
     let name = TestName::new("python");
     let script = common::crate_folder().join("python/diffnr_reader.py");
     let run = |switches: &[&str]| {
@@ -420,10 +430,7 @@ fn writer_rust_reader_python() {
 /// While the writer publishes as fast as it can, Python gets whole volumes only.
 #[test]
 fn writer_rust_reader_python_at_full_speed() {
-    let Some(python) = python() else {
-        eprintln!("SKIPPED: writer_rust_reader_python_at_full_speed: no python3 with numpy (set DIFFNR_PYTHON)");
-        return;
-    };
+    let Some(python) = python() else { return };
     let name = TestName::new("python-fast");
     let mut served = serve(&name.0, ring(DropPolicy::DropNewest, 4), VOLUMES, 0o600).unwrap();
     served.writer.publish(&volume_header(), &values(1), monotonic_ns()).unwrap();
