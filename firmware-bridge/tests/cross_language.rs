@@ -355,11 +355,8 @@ fn python() -> Option<String> {
     if tried.is_ok_and(|output| output.status.success()) {
         return Some(python);
     }
-    writeln!(
-        std::io::stderr(),
-        "SKIPPED: Rust writer to Python reader: {python} with numpy is missing ($DIFFNR_PYTHON)"
-    )
-    .unwrap();
+    let skipped = format!("SKIPPED: Rust writer to Python reader: {python} with numpy is missing ($DIFFNR_PYTHON)\n");
+    std::io::stderr().write_all(skipped.as_bytes()).unwrap();
     None
 }
 
