@@ -3,5 +3,8 @@
 #![forbid(unsafe_code)]
 
 pub mod classic_phantoms;
+pub mod contact_picture;
 pub mod ellipsoids;
 pub mod gaussian_blob;
+pub mod layered;
+pub mod thorax;
