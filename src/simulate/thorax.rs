@@ -56,15 +56,21 @@ const SUBSOLID_NODULE_HU: f64 = -450.0;
 pub fn thorax(seed: u64, mu_water_per_mm: f64) -> Thorax {
     let mut builder = Builder::new(seed, mu_water_per_mm);
     builder.body();
-    let lungs = builder.lungs();
+    let mut lungs = builder.lungs();
     builder.vessels(&lungs);
     builder.mediastinum();
     builder.abdomen();
     builder.spine();
     builder.ribs();
     builder.shoulder_girdle();
-    let nodules = builder.nodules(&lungs);
-    let phantom = LayeredPhantom { layers: builder.layers };
+    let mut nodules = builder.nodules(&lungs);
+    let mut phantom = LayeredPhantom { layers: builder.layers };
+    // The middle of the body stands at the isocenter.
+    if let Some((low, high)) = phantom.bounds_mm() {
+        let shift = -0.5 * (low + high);
+        phantom.layers.iter_mut().chain(&mut lungs).for_each(|e| e.centre_mm += shift);
+        nodules.iter_mut().for_each(|n| n.centre_mm += shift);
+    }
     Thorax { phantom, nodules, lungs }
 }
 
