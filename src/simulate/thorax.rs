@@ -33,6 +33,22 @@ pub struct Thorax {
     pub lungs: Vec<Ellipsoid>,
 }
 
+/// Name of the file in the scene folder that lists the nodules of [`nodules_json`].
+pub const NODULES_FILE: &str = "phantom.json";
+
+/// The nodules as they stand beside a scan: gantry frame, mm, HU.
+#[must_use]
+pub fn nodules_json(seed: u64, nodules: &[Nodule]) -> serde_json::Value {
+    let entry =
+        |n: &Nodule| serde_json::json!({"centre_mm": n.centre_mm.to_array(), "radius_mm": n.radius_mm, "hu": n.hu});
+    serde_json::json!({
+        "phantom": "thorax",
+        "seed": seed,
+        "lung_hu": LUNG_HU,
+        "nodules": nodules.iter().map(entry).collect::<Vec<_>>(),
+    })
+}
+
 /// Aerated lung.
 pub const LUNG_HU: f64 = -840.0;
 const FAT_HU: f64 = -95.0;
@@ -86,7 +102,7 @@ impl Builder {
     fn new(seed: u64, mu_water_per_mm: f64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut factor = || rng.random_range(0.94..1.06);
-        let stretch = DVec3::new(factor(), factor(), factor());
+        let stretch = DVec3::new(factor(), factor(), 0.88 * factor());
         Self { layers: Vec::new(), rng, mu_water_per_mm, stretch }
     }
 
@@ -101,14 +117,15 @@ impl Builder {
 
     /// Paints an ellipsoid given before the body's stretch.
     fn paint(&mut self, centre: [f64; 3], semi_axes: [f64; 3], rotation: DQuat, hu: f64) -> Ellipsoid {
+        // Each semi-axis is stretched as the body is along its direction.
+        let stretched = |axis: DVec3, length: f64| length * (self.stretch * (rotation * axis)).length();
         let ellipsoid = Ellipsoid {
             centre_mm: DVec3::from_array(centre) * self.stretch,
-            // Turned ellipsoids keep their own proportions; aligned ones follow the body.
-            semi_axes_mm: if rotation == DQuat::IDENTITY {
-                DVec3::from_array(semi_axes) * self.stretch
-            } else {
-                DVec3::from_array(semi_axes)
-            },
+            semi_axes_mm: DVec3::new(
+                stretched(DVec3::X, semi_axes[0]),
+                stretched(DVec3::Y, semi_axes[1]),
+                stretched(DVec3::Z, semi_axes[2]),
+            ),
             rotation,
             mu_per_mm: self.mu(hu),
         };
