@@ -8,7 +8,7 @@ use rand::RngExt;
 use super::error::SimulateError;
 use super::object::Extent;
 use super::photon_noise::{Stream, stream};
-use crate::geometry::{CircularOrbit, Detector, ScanGeometry, VolumeGrid};
+use crate::geometry::{CircularOrbit, Detector, GeometryError, ScanGeometry, VolumeGrid};
 
 /// Room left about the object's shadow on the detector and about the object in the volume, as a share.
 const MARGIN: f64 = 0.03;
@@ -76,7 +76,8 @@ impl OrbitDesign {
     /// Works out what was left open.
     ///
     /// # Errors
-    /// [`SimulateError::Setting`] naming the option, for values that cannot work with each other or with the object.
+    /// [`SimulateError::Setting`] or [`SimulateError::Geometry`] naming the option, for values that cannot work alone, with each
+    /// other or with the object.
     pub fn new(request: &OrbitRequest, extent: &Extent) -> Result<Self, SimulateError> {
         check(request, extent)?;
         let (dso, dsd) = (request.source_to_isocenter_mm, request.source_to_detector_mm);
@@ -89,13 +90,17 @@ impl OrbitDesign {
         let span = if request.half_fan { (1.0 + HALF_FAN_OVERLAP) * half_width } else { 2.0 * half_width };
         let span = span + if request.half_fan { 0.0 } else { 2.0 * request.offset_u_mm.unwrap_or(0.0).abs() };
         let [pitch_u_mm, pitch_v_mm] = request.pitch_mm.unwrap_or_else(|| {
-            let pitch = round_up((span / columns).max(2.0 * half_height / rows));
+            let (across, down) = (round_up(span / columns), round_up(2.0 * half_height / rows));
+            // Square pixels, except where a half-fan would see the whole object with them.
+            let pitch = if request.half_fan { [across, across.max(down)] } else { [across.max(down); 2] };
             notes.push(format!(
-                "pixel pitch {pitch} mm, so that the object (radius {:.0} mm, height +-{:.0} mm) is seen whole",
+                "pixel pitch {} x {} mm, so that the object (radius {:.0} mm, height +-{:.0} mm) is seen whole",
+                pitch[0],
+                pitch[1],
                 extent.radius_mm,
                 extent.half_height_mm()
             ));
-            [pitch; 2]
+            pitch
         });
         let offset_u_mm = request.offset_u_mm.unwrap_or_else(|| {
             let offset = (half_width - 0.5 * columns * pitch_u_mm).max(0.0);
@@ -250,23 +255,26 @@ fn check(request: &OrbitRequest, extent: &Extent) -> Result<(), SimulateError> {
             return setting(field, value, "must be between 1 and 20000 mm".into());
         }
     }
+    let geometry =
+        |field: &str, value, requirement| Err(GeometryError::Value { field: field.into(), value, requirement }.into());
     if dsd < dso {
-        return setting(
+        let magnification = dsd / dso;
+        return geometry(
             "--dsd",
             dsd,
             format!(
-                "is shorter than --dso {dso} (magnification {:.3} < 1): is it measured from the source, or were the two exchanged?",
-                dsd / dso
+                "is shorter than --dso {dso} (magnification {magnification:.3} < 1): is it measured from the source, or were the \
+                 two exchanged?"
             ),
         );
     }
     if extent.radius_mm >= 0.95 * dso {
-        return setting(
+        let radius = extent.radius_mm;
+        return geometry(
             "--dso",
             dso,
             format!(
-                "the source would turn within the object, which reaches {:.1} mm from the axis: is it in mm?",
-                extent.radius_mm
+                "the source would turn within the object, which reaches {radius:.1} mm from the axis: is it in mm?"
             ),
         );
     }
@@ -297,12 +305,13 @@ fn check(request: &OrbitRequest, extent: &Extent) -> Result<(), SimulateError> {
             "must be above 0 and at most 360 degrees; --direction sets its sense".into(),
         );
     }
-    if request.half_fan && request.short_scan {
-        return Err(SimulateError::setting(
-            "--half-fan with --short-scan",
-            "both",
-            "a half-fan needs the whole turn: each view sees only half of the object",
-        ));
+    let turn = request.arc_rad.unwrap_or(if request.short_scan { PI } else { TAU });
+    if request.half_fan && turn < TAU * (1.0 - 1e-6) {
+        return geometry(
+            "--half-fan with an arc in degrees",
+            turn.to_degrees(),
+            "a half-fan needs the whole turn: each view sees only half of the object".into(),
+        );
     }
     Ok(())
 }

@@ -10,14 +10,15 @@ use super::ct_object::CtObject;
 use super::ellipsoids::EllipsoidPhantom;
 use super::error::SimulateError;
 use super::object::{Extent, Object};
-use super::orbit_design::{OrbitDesign, OrbitRequest, volume_grid};
+use super::orbit_design::{self, AngleLaw, OrbitDesign, OrbitRequest, volume_grid};
 use super::photon_noise::PhotonNoise;
 use super::thorax::{Nodule, thorax};
 use crate::compute::Compute;
 use crate::compute::cpu::CpuCompute;
 use crate::formats::scene::{Acquisition, Scene, TestViews};
 use crate::formats::{Scan, SceneScale, nifti};
-use crate::geometry::{Detector, ScanGeometry, VolumeGrid};
+use crate::geometry::coverage::Coverage;
+use crate::geometry::{Detector, GeometryError, ScanGeometry, VolumeGrid};
 
 /// What stands in the beam.
 #[derive(Debug, Clone, PartialEq)]
@@ -242,7 +243,8 @@ fn check(recipe: &Recipe) -> Result<(), SimulateError> {
     Ok(())
 }
 
-/// Refuses scans that no analytic method could reconstruct, judged by uniform angles: irregular ones are the iterative methods' food.
+/// Refuses scans that cannot be reconstructed. Non-uniform angles are judged as if they were uniform: gaps are what such scans
+/// are made for, and an analytic method that refuses them is only mentioned.
 fn check_coverage(
     recipe: &Recipe,
     design: &OrbitDesign,
@@ -250,8 +252,34 @@ fn check_coverage(
     grid: &VolumeGrid,
     notes: &mut Vec<String>,
 ) -> Result<(), SimulateError> {
-    let _ = (recipe, design, geometry, grid, notes);
-    Ok(())
+    let coverage = Coverage::analyse(geometry, grid);
+    let verdict = match recipe.orbit.angles {
+        AngleLaw::Uniform => coverage,
+        AngleLaw::Random(_) | AngleLaw::Jittered(_) => {
+            if let Err(error) = &coverage {
+                notes.push(format!("FDK will refuse these angles ({error})"));
+            }
+            let views = recipe.orbit.views;
+            let angles = orbit_design::angles(AngleLaw::Uniform, views, recipe.orbit.start_rad, design.arc_rad);
+            coverage.or_else(|_| Coverage::analyse(&design.orbit.at_angles(&angles), grid))
+        }
+    };
+    match verdict {
+        Ok(coverage) => {
+            notes.push(coverage.summary());
+            notes.extend(coverage.warnings);
+            Ok(())
+        }
+        Err(error) if recipe.unchecked_geometry => {
+            notes.push(format!("written unchecked: {error}"));
+            Ok(())
+        }
+        Err(GeometryError::Impossible { reason, advice }) => {
+            let advice = format!("{advice} (--unchecked-geometry writes the scan all the same)");
+            Err(GeometryError::Impossible { reason, advice }.into())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// MiB at the peak: projections (train, test, raw), sub-pixel chunk, ground truth, the CT and its fine grid.

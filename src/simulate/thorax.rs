@@ -250,14 +250,14 @@ impl Builder {
     fn abdomen(&mut self) {
         let dome = 8.0 * self.vary(1.0);
         self.aligned([62.0, 2.0, -150.0 + dome], [80.0, 88.0, 72.0], LIVER_HU);
-        self.aligned([-64.0, 4.0, -160.0 + 0.5 * dome], [76.0, 84.0, 70.0], MUSCLE_HU + 5.0);
+        self.aligned([-64.0, 4.0, -158.0 + 0.5 * dome], [76.0, 84.0, 66.0], MUSCLE_HU + 5.0);
         self.aligned([-58.0, 34.0, -140.0], [24.0, 20.0, 18.0], AIR_HU + 30.0);
         self.aligned([-88.0, -44.0, -152.0], [24.0, 30.0, 40.0], BLOOD_HU + 12.0);
     }
 
     fn spine(&mut self) {
         let pitch = 25.0;
-        for level in -7..=6 {
+        for level in -6..=6 {
             let z = pitch * f64::from(level);
             // A gentle kyphosis: furthest back in the middle of the chest.
             let y = -68.0 + 24.0 * (z / 190.0).powi(2);
@@ -329,7 +329,7 @@ impl Builder {
             self.chain(&clavicle, |_| DVec3::Z, (3.6, 3.6), MARROW_HU);
             // Blade of the scapula and head of the humerus.
             let turn = DQuat::from_rotation_z(side * 0.55) * DQuat::from_rotation_y(side * 0.15);
-            self.paint([side * 98.0, -84.0, 72.0], [38.0, 3.6, 58.0], turn, CORTICAL_HU - 350.0);
+            self.paint([side * 94.0, -80.0, 68.0], [36.0, 3.6, 52.0], turn, CORTICAL_HU - 350.0);
             for (shrink, hu) in [(0.0, CORTICAL_HU - 200.0), (3.0, MARROW_HU - 60.0)] {
                 self.aligned([side * 148.0, -14.0, 118.0 + lift], [22.0 - shrink, 22.0 - shrink, 24.0 - shrink], hu);
             }
