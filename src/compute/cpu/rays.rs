@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::back_project_matched::Tile;
 use super::joseph::{IndexView, clip};
 
 /// Rays nearer to the source than this share of the source-to-pixel distance are not sampled (planes behind the source).
@@ -94,18 +95,22 @@ impl Ray {
 
     /// Samples in planes `first..last`, in their order.
     #[inline(always)]
-    pub(super) fn samples(self, first: usize, last: usize) -> impl Iterator<Item = Sample> {
-        (self.first.max(first)..self.last.min(last)).map(move |plane| {
+    pub(super) fn samples(self, planes: Planes, first: usize, last: usize) -> impl Iterator<Item = Sample> {
+        (self.first.max(first)..self.last.min(last)).filter_map(move |plane| {
             let p = self.p + plane as f64 * self.p_step;
             let q = self.q + plane as f64 * self.q_step;
+            // Rounding may have let a plane in where the ray just touches the neighbourhood of a face.
+            if p <= -1.0 || p >= planes.p_count as f64 || q <= -1.0 || q >= planes.q_count as f64 {
+                return None;
+            }
             let (p_floor, q_floor) = (p.floor(), q.floor());
-            Sample {
+            Some(Sample {
                 plane,
                 p: p_floor as isize,
                 q: q_floor as isize,
                 p_weight: (p - p_floor) as f32,
                 q_weight: (q - q_floor) as f32,
-            }
+            })
         })
     }
 }
@@ -115,7 +120,7 @@ pub(super) fn integrate(view: &IndexView, volume: &[f32], v: usize, u: usize) ->
     let ray = Ray::new(view, v, u);
     let planes = Planes::across(ray.axis, view.voxels);
     let mut sum = 0.0;
-    for sample in ray.samples(0, planes.count) {
+    for sample in ray.samples(planes, 0, planes.count) {
         let value = |p: isize, q: isize| {
             if (0..planes.p_count as isize).contains(&p) && (0..planes.q_count as isize).contains(&q) {
                 volume[sample.plane * planes.stride + p as usize * planes.p_stride + q as usize * planes.q_stride]
@@ -131,4 +136,33 @@ pub(super) fn integrate(view: &IndexView, volume: &[f32], v: usize, u: usize) ->
         sum += a + sample.p_weight * (b - a);
     }
     sum * ray.length_mm
+}
+
+/// Adds the rays of a view that cross planes across `axis` to a tile of the adjoint, in the order of pixels.
+pub(super) fn scatter(view: &IndexView, axis: usize, pixels: &[f32], tile: &mut Tile<'_>) {
+    let low = tile.heights.start as isize;
+    let heights = tile.heights.len() as isize;
+    let columns = view.detector.columns;
+    let planes = Planes::across(axis, view.voxels);
+    for (index, &pixel) in pixels.iter().enumerate() {
+        let ray = Ray::new(view, index / columns, index % columns);
+        if ray.axis != axis {
+            continue;
+        }
+        let value = pixel * ray.length_mm;
+        for sample in ray.samples(planes, tile.planes.start, tile.planes.end) {
+            let plane = (sample.plane - tile.planes.start) * (tile.others + 2);
+            let q = sample.q - low;
+            for (p, p_value) in [(sample.p, (1.0 - sample.p_weight) * value), (sample.p + 1, sample.p_weight * value)] {
+                // The tile's columns start one beyond the face.
+                let start = (plane + (p + 1) as usize) * tile.stride;
+                if (0..heights).contains(&q) {
+                    tile.sums[start + q as usize] += (1.0 - sample.q_weight) * p_value;
+                }
+                if (0..heights).contains(&(q + 1)) {
+                    tile.sums[start + (q + 1) as usize] += sample.q_weight * p_value;
+                }
+            }
+        }
+    }
 }
