@@ -134,7 +134,7 @@ impl Object {
             // 5^3 points in cut voxels: a surface's share is then right to about 2 % of the step across it.
             Self::Additive(phantom) => phantom.voxelise(grid, 5),
             Self::Layered(phantom) => phantom.voxelise(grid, 5),
-            Self::Sampled { ct, .. } => ct.voxelise(grid, 2),
+            Self::Sampled { ct, .. } => ct.voxelise(grid),
         }
     }
 }
