@@ -95,7 +95,7 @@ pub enum Object {
     /// A CT volume, projected from a fine grid (see [`CtObject::fine_grid`]).
     Sampled {
         /// The volume itself.
-        ct: CtObject,
+        ct: Box<CtObject>,
         /// The fine grid.
         grid: VolumeGrid,
         /// Values on it, `[x][y][z]`, 1/mm.

@@ -153,7 +153,7 @@ pub fn simulate(recipe: &Recipe, mut progress: impl FnMut(Progress)) -> Result<S
             ));
             let (fine, _) = ct.resample(&fine_grid).into_raw_vec_and_offset();
             let compute = prepared(recipe, &fine_grid)?;
-            Object::Sampled { ct, grid: fine_grid, fine, compute }
+            Object::Sampled { ct: Box::new(ct), grid: fine_grid, fine, compute }
         }
         (_, _, Some(object)) => object,
         _ => return Err(SimulateError::setting("object", "none", "give a CT volume or --phantom")),

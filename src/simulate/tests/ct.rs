@@ -34,7 +34,7 @@ fn sampled(ct: CtObject, reconstruction: &VolumeGrid) -> Object {
     let mut compute = CpuCompute::new(0).unwrap();
     let workload = crate::compute::Workload { columns: 96, rows: 80, views_per_call: 64, voxels: grid.voxels };
     compute.prepare(&workload).unwrap();
-    Object::Sampled { ct, grid, fine, compute: Box::new(compute) }
+    Object::Sampled { ct: Box::new(ct), grid, fine, compute: Box::new(compute) }
 }
 
 fn scan() -> ScanGeometry {
