@@ -83,6 +83,12 @@ impl CtObject {
         })
     }
 
+    /// Number of the volume's own voxels.
+    #[must_use]
+    pub fn voxels(&self) -> usize {
+        self.mu_per_mm.len()
+    }
+
     /// Where the volume holds more than air.
     #[must_use]
     pub fn extent(&self) -> Extent {

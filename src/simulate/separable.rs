@@ -95,7 +95,7 @@ pub(super) fn resample(volume: ArrayView3<'_, f32>, [x, y, z]: [&[Taps]; 3]) -> 
                 }
                 for (value, taps) in target.iter_mut().zip(z) {
                     let near = &line[taps.first..];
-                    *value = taps.weights.iter().zip(near).map(|(weight, value)| weight * value).sum();
+                    *value = taps.weights.iter().zip(near).fold(0.0, |sum, (weight, value)| sum + weight * value);
                 }
             }
         },
