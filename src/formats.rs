@@ -6,6 +6,7 @@
 //! | [`nifti`] | CT volumes and masks with any affine | volumes and masks |
 //! | [`rtk`] | RTK's geometry XML with a projection stack | the same, and volumes |
 //! | [`metaimage`] | `.mha`, `.mhd` | `.mha`, `.mhd` (float32) |
+//! | [`picture`] | | PNG pictures of volumes |
 //! | [`npy`] | float32/float64/uint16/uint8/bool arrays | float32, uint16 |
 //!
 //! Every reader bounds what it allocates by what the file really holds and by the limits below, and refuses what it does not
@@ -17,6 +18,7 @@
 pub mod metaimage;
 pub mod nifti;
 pub mod npy;
+pub mod picture;
 pub mod rtk;
 pub mod scene;
 
