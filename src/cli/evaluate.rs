@@ -166,6 +166,3 @@ fn parse_window(text: &str) -> Result<Window, Failure> {
 
 /// A volume as a picture hangs it.
 type Hung<'a> = (ArrayView3<'a, f32>, [f64; 3]);
-
-#[cfg(test)]
-mod tests;
