@@ -7,6 +7,7 @@
 //! the file holds, and written here, because the crate loses write errors of its buffer and renames files with dots in their
 //! names.
 
+mod gzip;
 mod resample;
 mod write;
 
@@ -22,6 +23,9 @@ use nifti::{Endianness, NiftiHeader};
 use super::{FormatError, MAX_VOXELS};
 
 pub use write::{Storage, grid_to_world_mm, write, write_mu, write_volume};
+
+/// Planes that are transposed together: a run of sixteen in memory keeps it from missing the cache at every voxel.
+const PLANES: usize = 16;
 
 /// Bytes of a NIfTI-1 header.
 const HEADER_BYTES: usize = 348;
@@ -337,7 +341,6 @@ fn read_voxels(
     slope: f64,
     inter: f64,
 ) -> Result<Array3<f32>, FormatError> {
-    const PLANES: usize = 16;
     let plane = ni * nj;
     let mut hu = Array3::<f32>::zeros((ni, nj, nk));
     let mut bytes = vec![0_u8; plane * kind.bytes()];

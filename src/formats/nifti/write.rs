@@ -3,13 +3,12 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use glam::{DAffine3, DMat3, DQuat, DVec3};
-use ndarray::{ArrayView3, Axis};
+use ndarray::{ArrayView3, Axis, Slice};
 
 use super::super::{FormatError, SceneScale, write_whole};
-use super::HEADER_BYTES;
+use super::gzip::ParallelGzip;
+use super::{HEADER_BYTES, PLANES};
 use crate::geometry::VolumeGrid;
 
 /// Description in the header of a volume in HU, or of unstated content.
@@ -109,11 +108,10 @@ fn write_described(
     let head = header(path, values.shape(), voxel_to_world_mm, storage, description)?;
     write_whole(path, |writer| {
         if compressed {
-            // Float voxels hardly compress: the fastest level costs a few per cent of size and saves most of the time.
-            let mut encoder = GzEncoder::new(writer, Compression::fast());
-            encoder.write_all(&head)?;
-            write_voxels(&mut encoder, values, storage)?;
-            encoder.finish().map(|_| ())
+            let mut packed = ParallelGzip::new(writer)?;
+            packed.write_all(&head)?;
+            write_voxels(&mut packed, values, storage)?;
+            packed.finish().map(|_| ())
         } else {
             writer.write_all(&head)?;
             write_voxels(writer, values, storage)
@@ -183,18 +181,24 @@ fn header(
     Ok(head)
 }
 
-/// Writes planes of constant k, i fastest.
+/// Writes planes of constant k, i fastest; sixteen planes are turned at a time, as in reading.
 fn write_voxels(writer: &mut impl Write, values: ArrayView3<'_, f32>, storage: Storage) -> io::Result<()> {
+    let (ni, nj, nk) = values.dim();
+    let plane = ni * nj;
+    let mut block = vec![0.0_f32; plane * PLANES.min(nk)];
     let mut bytes = Vec::new();
-    for plane in values.axis_iter(Axis(2)) {
+    for k0 in (0..nk).step_by(PLANES) {
+        let planes = PLANES.min(nk - k0);
+        let slab = values.slice_axis(Axis(2), Slice::from(k0..k0 + planes));
+        for ((i, j, k), &value) in slab.indexed_iter() {
+            block[k * plane + j * ni + i] = value;
+        }
+        let block = &block[..planes * plane];
         bytes.clear();
-        // The transposed plane iterates j slow, i fast.
-        for &value in plane.t() {
-            match storage {
-                Storage::Float32 => bytes.extend_from_slice(&value.to_le_bytes()),
-                Storage::Int16 => bytes.extend_from_slice(&(value.round() as i16).to_le_bytes()),
-                Storage::Uint8 => bytes.push(value.round() as u8),
-            }
+        match storage {
+            Storage::Float32 => bytes.extend(block.iter().flat_map(|value| value.to_le_bytes())),
+            Storage::Int16 => bytes.extend(block.iter().flat_map(|value| (value.round() as i16).to_le_bytes())),
+            Storage::Uint8 => bytes.extend(block.iter().map(|value| value.round() as u8)),
         }
         writer.write_all(&bytes)?;
     }
