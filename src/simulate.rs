@@ -1,1 +1,7 @@
-//! Phantoms and acquisition physics.
+//! Phantoms and acquisition physics: from an object (an analytic phantom or a CT volume) to a scan on disk.
+
+#![forbid(unsafe_code)]
+
+pub mod classic_phantoms;
+pub mod ellipsoids;
+pub mod gaussian_blob;
