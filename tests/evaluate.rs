@@ -136,7 +136,7 @@ fn masks_and_the_field_of_view_choose_the_voxels() {
         ..CircularOrbit::default()
     };
     let scan = Scan {
-        geometry: orbit.over_arc(24, 0.0, 6.28),
+        geometry: orbit.over_arc(24, 0.0, std::f64::consts::TAU),
         grid: grid(),
         projections: Array3::zeros((24, 40, 30)),
         scale: SceneScale::hu_window(0.0193),

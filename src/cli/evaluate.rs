@@ -1,6 +1,5 @@
 //! `diffnr evaluate`: a volume against a reference, or a mask against a mask.
 
-mod coverage;
 mod inputs;
 
 use std::path::PathBuf;

@@ -5,13 +5,13 @@ use std::path::Path;
 use glam::{DAffine3, DVec3};
 use ndarray::{Array3, ArrayView3, Zip};
 
-use super::coverage::FieldOfView;
 use super::{Arguments, Hung, parse_window};
 use crate::cli::Failure;
 use crate::error::exit;
 use crate::formats::nifti::{self, CtVolume, grid_to_world_mm};
 use crate::formats::picture::Window;
 use crate::formats::{FormatError, npy, scene};
+use crate::geometry::coverage::Coverage;
 
 /// Two volumes on one grid.
 pub(super) struct Pair {
@@ -140,7 +140,9 @@ pub(super) fn load(arguments: &Arguments) -> Result<Pair, Failure> {
                 scan.grid.voxels
             )));
         };
-        let fov = FieldOfView::of(&scan.geometry);
+        let coverage =
+            Coverage::analyse(&scan.geometry, &scan.grid).map_err(|error| Failure::new(exit::GEOMETRY, &error))?;
+        let fov = coverage.field_of_view;
         let inside = Array3::from_shape_fn(out.values.raw_dim(), |(x, y, z)| {
             let world = place.transform_point3(DVec3::new(x as f64, y as f64, z as f64));
             fov.contains(world - scan.patient_offset_mm)
