@@ -59,18 +59,24 @@ impl Ellipsoid {
     }
 }
 
-/// Chord of the segment `from + t step`, t in [0, 1], through the unit ball of `to_ball`; `from_ball` is the start mapped there.
-fn chord(to_ball: &DMat3, from_ball: DVec3, step_mm: DVec3) -> f64 {
+/// Part of the segment `from + t step`, t in [0, 1], inside the unit ball of `to_ball`; `from_ball` is the start mapped there.
+fn span(to_ball: &DMat3, from_ball: DVec3, step_mm: DVec3) -> Option<(f64, f64)> {
     let d = *to_ball * step_mm;
     let a = d.length_squared();
     // Discriminant of |from + t d| = 1 over a; the cross product keeps it accurate for small balls far from the source.
     let reach = 1.0 - from_ball.cross(d).length_squared() / a;
     if reach.is_nan() || reach <= 0.0 {
-        return 0.0;
+        return None;
     }
     let middle = -from_ball.dot(d) / a;
     let half = (reach / a).sqrt();
-    ((middle + half).min(1.0) - (middle - half).max(0.0)).max(0.0) * step_mm.length()
+    let (begin, end) = ((middle - half).max(0.0), (middle + half).min(1.0));
+    (begin < end).then_some((begin, end))
+}
+
+/// Length of [`span`], in mm.
+fn chord(to_ball: &DMat3, from_ball: DVec3, step_mm: DVec3) -> f64 {
+    span(to_ball, from_ball, step_mm).map_or(0.0, |(begin, end)| (end - begin) * step_mm.length())
 }
 
 /// A sum of ellipsoids in air.
@@ -178,18 +184,8 @@ impl EllipsoidPhantom {
 /// Adds one ellipsoid's cell averages to the slab `[y][z]` at `ix`.
 fn add_to_slab(e: &Ellipsoid, grid: &VolumeGrid, ix: usize, offsets: &[f64], slab: &mut [f64]) {
     let to_ball = e.to_unit_ball();
-    // Largest distance from a voxel's centre to its corners, seen in the unit ball's frame.
-    let reach = [(1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)]
-        .map(|(y, z)| (to_ball * (0.5 * grid.voxel_mm * DVec3::new(1.0, y, z))).length())
-        .into_iter()
-        .fold(0.0, f64::max);
-    let index_range = |axis: usize| {
-        let (half, origin) = (e.half_box_mm()[axis], grid.origin_mm()[axis]);
-        let at = |mm: f64| (mm - origin) / grid.voxel_mm[axis];
-        let first = (at(e.centre_mm[axis] - half) - 0.5).ceil().max(0.0) as usize;
-        let end = (at(e.centre_mm[axis] + half) + 0.5).floor() + 1.0;
-        (first, (end.max(0.0) as usize).min(grid.voxels[axis]))
-    };
+    let reach = voxel_reach(&to_ball, grid.voxel_mm);
+    let index_range = |axis: usize| index_range(e, grid, axis);
     let (x0, x1) = index_range(0);
     if !(x0..x1).contains(&ix) {
         return;
@@ -220,32 +216,60 @@ fn add_to_slab(e: &Ellipsoid, grid: &VolumeGrid, ix: usize, offsets: &[f64], sla
     }
 }
 
+/// Half-open range of voxels along `axis` that an ellipsoid's box can reach.
+pub(super) fn index_range(e: &Ellipsoid, grid: &VolumeGrid, axis: usize) -> (usize, usize) {
+    let (half, origin) = (e.half_box_mm()[axis], grid.origin_mm()[axis]);
+    let at = |mm: f64| (mm - origin) / grid.voxel_mm[axis];
+    let first = (at(e.centre_mm[axis] - half) - 0.5).ceil().max(0.0) as usize;
+    let end = (at(e.centre_mm[axis] + half) + 0.5).floor() + 1.0;
+    (first, (end.max(0.0) as usize).min(grid.voxels[axis]))
+}
+
+/// Largest distance from a voxel's centre to its corners, seen in the unit ball's frame.
+pub(super) fn voxel_reach(to_ball: &DMat3, voxel_mm: DVec3) -> f64 {
+    [(1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)]
+        .map(|(y, z)| (*to_ball * (0.5 * voxel_mm * DVec3::new(1.0, y, z))).length())
+        .into_iter()
+        .fold(0.0, f64::max)
+}
+
 /// An ellipsoid as one view sees it.
-struct Seen {
+pub(super) struct Seen {
     to_ball: DMat3,
     source_in_ball: DVec3,
-    mu_per_mm: f64,
-    /// Half-open ranges of rows and columns outside which its shadow does not fall.
-    rows: (usize, usize),
-    columns: (usize, usize),
+    pub(super) mu_per_mm: f64,
+    /// Half-open range of rows outside which its shadow does not fall.
+    pub(super) rows: (usize, usize),
+    /// The same of columns.
+    pub(super) columns: (usize, usize),
 }
 
 impl Seen {
-    fn new(e: &Ellipsoid, pose: &ViewPose, rows: usize, columns: usize) -> Self {
+    /// Part of the ray from the view's source along `step_mm` that lies inside, as fractions of the step.
+    pub(super) fn span(&self, step_mm: DVec3) -> Option<(f64, f64)> {
+        span(&self.to_ball, self.source_in_ball, step_mm)
+    }
+
+    /// As seen from a point, with no detector to bound it.
+    pub(super) fn from_point(e: &Ellipsoid, source_mm: DVec3) -> Self {
         let to_ball = e.to_unit_ball();
+        Self {
+            to_ball,
+            source_in_ball: to_ball * (source_mm - e.centre_mm),
+            mu_per_mm: e.mu_per_mm,
+            rows: (0, usize::MAX),
+            columns: (0, usize::MAX),
+        }
+    }
+
+    pub(super) fn new(e: &Ellipsoid, pose: &ViewPose, rows: usize, columns: usize) -> Self {
         let (u, v) = shadow_bounds(e, pose);
         let clip = |bounds: Option<(f64, f64)>, count: usize| match bounds {
             // One pixel of margin swallows the rounding of the tangents.
             Some((low, high)) => ((low - 1.0).max(0.0) as usize, ((high + 2.0).max(0.0).min(count as f64)) as usize),
             None => (0, count),
         };
-        Self {
-            to_ball,
-            source_in_ball: to_ball * (pose.source_mm - e.centre_mm),
-            mu_per_mm: e.mu_per_mm,
-            rows: clip(v, rows),
-            columns: clip(u, columns),
-        }
+        Self { rows: clip(v, rows), columns: clip(u, columns), ..Self::from_point(e, pose.source_mm) }
     }
 }
 
