@@ -91,8 +91,7 @@ impl Row {
         let mut volume = vec![0.0_f32; grid.len()];
         let image = vec![0.5_f32; pixels];
         let columns = vec![1.0_f32; views * geometry.detector.columns];
-        let weights =
-            ProjectionWeights { detector: geometry.detector, pad: [0, 0], image: &image, columns: &columns };
+        let weights = ProjectionWeights { detector: geometry.detector, pad: [0, 0], image: &image, columns: &columns };
         let filter = diffnr::compute::cpu::ramp_filter::RampFilter::new(
             geometry.detector.columns,
             diffnr::compute::cpu::ramp_filter::Window::RamLak,
@@ -106,8 +105,7 @@ impl Row {
             carrier.filter_rows(&filter, &mut weighted).expect("fits");
         });
         weighted.copy_from_slice(&projections);
-        let back_project =
-            time(|| carrier.back_project_fdk(&geometry, &grid, &weighted, &mut volume).expect("fits"));
+        let back_project = time(|| carrier.back_project_fdk(&geometry, &grid, &weighted, &mut volume).expect("fits"));
         drop(volume);
         let mut accumulator = FdkAccumulator::new(Arc::clone(&plan)).expect("fits");
         let whole = time(|| {
