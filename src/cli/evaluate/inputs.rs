@@ -111,7 +111,11 @@ pub(super) fn load(arguments: &Arguments) -> Result<Pair, Failure> {
             };
             let (nx, ny, nz) = out.values.dim();
             let fine = CtVolume { hu: reference.values, voxel_to_world_mm };
-            let (values, inside) = fine.averaged_onto(&place, [nx, ny, nz]);
+            let (mut values, inside) = fine.averaged_onto(&place, [nx, ny, nz]);
+            // Voxels beyond the reference do not count, but SSIM's windows beside them see them: there the volume stands
+            // against itself.
+            let beyond = Zip::from(&mut values).and(&out.values).and(&inside);
+            beyond.for_each(|value, &own, &inside| *value = if inside { *value } else { own });
             region = Some(inside);
             resampled = true;
             values
