@@ -1,3 +1,161 @@
-//! The operations on the CPU: all cores (rayon), SIMD chosen at run time.
+//! The operations on the CPU: all cores (an own rayon pool), SIMD chosen at run time, a file an operation.
 
+mod back_project_fdk;
+mod back_project_matched;
+mod filter_rows;
+mod forward_project;
 pub mod ramp_filter;
+mod scratch;
+mod simd;
+mod weight_projections;
+
+pub use simd::SimdLevel;
+
+use scratch::{Need, Scratch};
+
+use super::{Compute, ComputeError, Workload};
+use crate::geometry::{ScanGeometry, VolumeGrid};
+
+/// Carries out the operations on the CPU.
+///
+/// Its threads are its own: [`CpuCompute::install`] runs a caller's loop inside them, where operations start without a
+/// hand-over between threads (and so without the block that rayon's queue allocates now and then). Operations called from any
+/// other thread work as well. One carrier does one operation at a time.
+#[derive(Debug)]
+pub struct CpuCompute {
+    pool: rayon::ThreadPool,
+    simd: SimdLevel,
+    scratch: Scratch,
+}
+
+impl CpuCompute {
+    /// A carrier with `threads` threads (0: one for each processor this process may use) and the fastest SIMD level there is.
+    ///
+    /// # Errors
+    /// [`ComputeError::Device`] where the threads cannot be started.
+    pub fn new(threads: usize) -> Result<Self, ComputeError> {
+        Self::with_simd(threads, SimdLevel::detect())
+    }
+
+    /// As [`CpuCompute::new`] with a given SIMD level; one that the processor lacks is refused.
+    ///
+    /// # Errors
+    /// [`ComputeError::Device`] where the level is not there or the threads cannot be started.
+    pub fn with_simd(threads: usize, simd: SimdLevel) -> Result<Self, ComputeError> {
+        let device = |reason: String| ComputeError::Device { device: "cpu".into(), reason };
+        let best = SimdLevel::detect();
+        if simd > best {
+            return Err(device(format!("SIMD level {simd} was asked for, but this processor offers {best}")));
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("compute-{index}"))
+            .build()
+            .map_err(|error| device(format!("cannot start {threads} threads: {error}")))?;
+        let scratch = Scratch::new(pool.current_num_threads());
+        Ok(Self { pool, simd, scratch })
+    }
+
+    /// The SIMD level in use.
+    #[must_use]
+    pub fn simd(&self) -> SimdLevel {
+        self.simd
+    }
+
+    /// Threads in the pool.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Runs `work` on one of the carrier's own threads and returns what it returns.
+    pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+
+    fn need(&self, workload: &Workload) -> Need {
+        Need::default()
+            .either(forward_project::need(workload))
+            .either(back_project_matched::need(workload))
+            .either(filter_rows::need(workload))
+            .either(back_project_fdk::need(workload))
+    }
+}
+
+impl Compute for CpuCompute {
+    fn description(&self) -> String {
+        format!("CPU ({}), {}, {} threads", processor(), self.simd, self.threads())
+    }
+
+    fn scratch_bytes(&self, workload: &Workload) -> usize {
+        self.need(workload).bytes(self.threads())
+    }
+
+    fn prepare(&mut self, workload: &Workload) -> Result<(), ComputeError> {
+        self.scratch.prepare(self.need(workload))
+    }
+
+    fn forward_project(
+        &self,
+        geometry: &ScanGeometry,
+        grid: &VolumeGrid,
+        volume: &[f32],
+        projections: &mut [f32],
+    ) -> Result<(), ComputeError> {
+        check_len("forward_project", "volume", volume.len(), grid.len())?;
+        check_len("forward_project", "projections", projections.len(), geometry.projection_len())?;
+        self.pool
+            .install(|| forward_project::forward_project(self.simd, &self.scratch, geometry, grid, volume, projections))
+    }
+
+    fn back_project_matched(
+        &self,
+        geometry: &ScanGeometry,
+        grid: &VolumeGrid,
+        projections: &[f32],
+        volume: &mut [f32],
+    ) -> Result<(), ComputeError> {
+        check_len("back_project_matched", "projections", projections.len(), geometry.projection_len())?;
+        check_len("back_project_matched", "volume", volume.len(), grid.len())?;
+        self.pool.install(|| {
+            back_project_matched::back_project_matched(self.simd, &self.scratch, geometry, grid, projections, volume)
+        })
+    }
+
+    fn weight_projections(&self, pixels: usize, weights: &[f32], projections: &mut [f32]) -> Result<(), ComputeError> {
+        self.pool.install(|| weight_projections::weight_projections(pixels, weights, projections))
+    }
+
+    fn filter_rows(&self, filter: &ramp_filter::RampFilter, projections: &mut [f32]) -> Result<(), ComputeError> {
+        self.pool.install(|| filter_rows::filter_rows(&self.scratch, filter, projections))
+    }
+
+    fn back_project_fdk(
+        &self,
+        geometry: &ScanGeometry,
+        grid: &VolumeGrid,
+        filtered: &[f32],
+        volume: &mut [f32],
+    ) -> Result<(), ComputeError> {
+        check_len("back_project_fdk", "filtered", filtered.len(), geometry.projection_len())?;
+        check_len("back_project_fdk", "volume", volume.len(), grid.len())?;
+        self.pool
+            .install(|| back_project_fdk::back_project_fdk(self.simd, &self.scratch, geometry, grid, filtered, volume))
+    }
+}
+
+/// Refuses a buffer of the wrong length.
+fn check_len(operation: &'static str, buffer: &'static str, given: usize, needed: usize) -> Result<(), ComputeError> {
+    if given == needed { Ok(()) } else { Err(ComputeError::Shape { operation, buffer, given, needed }) }
+}
+
+/// The processor's name as Linux tells it.
+fn processor() -> String {
+    std::fs::read_to_string("/proc/cpuinfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find(|line| line.starts_with("model name"))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        })
+        .unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
