@@ -176,6 +176,11 @@ impl Preprocessor {
         self.counters
     }
 
+    /// Back to zero: what a warm-up counted.
+    pub fn forget_counters(&mut self) {
+        self.counters = PreprocessCounters::default();
+    }
+
     /// Raw counts `[row v][column u]` to line integrals in `out`. `i0_header` is the frame's own i0 (0: not known).
     ///
     /// # Errors

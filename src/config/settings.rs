@@ -88,15 +88,7 @@ pub struct PreprocessSettings {
     pub min_transmission: f64,
 }
 
-/// Names of the ramp filter's windows.
-pub(super) const WINDOWS: [(&str, Window); 1] = [("ram-lak", Window::RamLak)];
-
-/// The ramp filter's window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Window {
-    /// None.
-    RamLak,
-}
+pub use crate::compute::cpu::ramp_filter::Window;
 
 /// `[publish]`: what is published when.
 #[derive(Debug, Clone, PartialEq)]
