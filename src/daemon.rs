@@ -174,9 +174,9 @@ impl Daemon {
             files,
         };
         let reconstruct = spawn("reconstruct", move || {
-            let fdk = plan.fdk;
+            let fdk = Arc::new(plan.fdk);
             compute.install(|| {
-                let mut pipeline = Pipeline::new(parts, &compute, &fdk)?;
+                let mut pipeline = Pipeline::new(parts, &compute, fdk)?;
                 pipeline.warm_up()?;
                 // The one-way latch: nothing of the daemon is ready before this.
                 let _receiver_gone = ready.send(());

@@ -8,6 +8,8 @@ use firmware_bridge::clock::monotonic_ns;
 use firmware_bridge::error::PublishError;
 use firmware_bridge::layout::{FrameHeader, FrameKind};
 
+use rayon::prelude::*;
+
 use super::{DaemonError, ScanState, tell_rung};
 use crate::compute::Compute;
 use crate::compute::cpu::CpuCompute;
@@ -22,6 +24,9 @@ use crate::supervise::{Event, Ladder, Refusal, Stage, Supervision};
 
 /// How long the thread sleeps at most when nothing comes: the grain of the frame time-out.
 const NAP: Duration = Duration::from_millis(5);
+
+/// Voxels that one task scales or copies.
+const CHUNK: usize = 1 << 16;
 
 /// A frame's source may stand this share of its distance from the isocenter away from where it is planned (3 degrees of
 /// gantry angle): the weights were worked out for the planned pose.
@@ -39,7 +44,7 @@ pub(super) struct Parts {
 /// The thread's state; every buffer in it is in the plan.
 pub(super) struct Pipeline<'p> {
     compute: &'p CpuCompute,
-    accumulator: FdkAccumulator<'p>,
+    accumulator: FdkAccumulator,
     preprocessor: Preprocessor,
     scan: ScanState,
     ladder: Ladder,
@@ -49,8 +54,11 @@ pub(super) struct Pipeline<'p> {
     settings: Settings,
     /// Line integrals of one view.
     view: Vec<f32>,
-    /// The volume as it is published.
+    /// The volume as it was published, where that is not the accumulator's own: scaled previews, and the last volume once the
+    /// accumulator works on the next scan.
     volume: Vec<f32>,
+    /// The last volume is the accumulator's own (complete, so not scaled).
+    is_in_accumulator: bool,
     /// A publication found every slot leased and waits.
     owed: bool,
     /// The LAST frame has been answered with a PARTIAL volume already.
@@ -63,7 +71,7 @@ pub(super) struct Pipeline<'p> {
 
 impl<'p> Pipeline<'p> {
     /// Allocates everything.
-    pub(super) fn new(parts: Parts, compute: &'p CpuCompute, plan: &'p FdkPlan) -> Result<Self, DaemonError> {
+    pub(super) fn new(parts: Parts, compute: &'p CpuCompute, plan: Arc<FdkPlan>) -> Result<Self, DaemonError> {
         let Parts { settings, publisher, staging, supervision, files } = parts;
         let detector = settings.geometry.detector;
         Ok(Self {
@@ -77,6 +85,7 @@ impl<'p> Pipeline<'p> {
             supervision,
             view: vec![0.0; detector.pixels()],
             volume: vec![0.0; settings.grid.len()],
+            is_in_accumulator: false,
             owed: false,
             closed_at_last: false,
             scan_has_volume: false,
@@ -95,7 +104,7 @@ impl<'p> Pipeline<'p> {
         let _refused_without_flat = self.preprocessor.counts(&blank, 1.0, 1.0, &mut line_integrals);
         let pose = self.settings.geometry.views[0];
         self.accumulator.add_view(self.compute, 0, Some(&pose), &line_integrals)?;
-        self.accumulator.volume(self.compute, &mut self.volume)?;
+        self.scale_volume();
         self.accumulator.reset();
         self.volume.fill(0.0);
         self.preprocessor.forget_counters();
@@ -131,7 +140,7 @@ impl<'p> Pipeline<'p> {
             std::thread::park_timeout(NAP);
         }
         if self.scan.is_running() {
-            self.end_scan()?;
+            self.end_scan();
         }
         self.account(monotonic_ns());
         Ok(())
@@ -163,7 +172,7 @@ impl<'p> Pipeline<'p> {
             return Ok(());
         };
         if self.scan.begins_with(header) {
-            self.begin_scan(header)?;
+            self.begin_scan(header);
         }
         if !self.scan.is_running() {
             // Given up after a time-out, and going on after all.
@@ -173,13 +182,15 @@ impl<'p> Pipeline<'p> {
         if let Some(why) = pose_refusal(header.view_index, &pose, &planned_pose) {
             self.scan.note(header);
             self.refuse(header, why);
-            return self.after_frame(header);
+            self.after_frame(header);
+            return Ok(());
         }
         let began_ns = monotonic_ns();
         if let Err(why) = self.line_integrals(frame) {
             self.scan.note(header);
             self.refuse(header, why);
-            return self.after_frame(header);
+            self.after_frame(header);
+            return Ok(());
         }
         let corrected_ns = monotonic_ns();
         let added = self.accumulator.add_view(self.compute, header.view_index as usize, Some(&pose), &self.view);
@@ -189,7 +200,8 @@ impl<'p> Pipeline<'p> {
             }
             self.scan.note(header);
             self.refuse(header, Refusal::Operation);
-            return self.after_frame(header);
+            self.after_frame(header);
+            return Ok(());
         }
         self.scan.add(header);
         let done_ns = monotonic_ns();
@@ -200,7 +212,8 @@ impl<'p> Pipeline<'p> {
             telemetry.counters.back_project_ns += done_ns - corrected_ns;
             telemetry.frame_latency.record(done_ns.saturating_sub(header.timestamp_ns), header.sequence);
         }
-        self.after_frame(header)
+        self.after_frame(header);
+        Ok(())
     }
 
     fn line_integrals(&mut self, frame: &StagedFrame) -> Result<(), Refusal> {
@@ -224,33 +237,39 @@ impl<'p> Pipeline<'p> {
     }
 
     /// Publishes what is due after a projection.
-    fn after_frame(&mut self, header: &FrameHeader) -> Result<(), DaemonError> {
+    fn after_frame(&mut self, header: &FrameHeader) {
         if self.scan.is_complete() {
-            return self.end_scan();
+            self.end_scan();
+            return;
         }
         if self.scan.has_last() && !self.closed_at_last {
             // Views are missing. Late ones may still come: the scan stays open until the time-out or the next scan.
             self.closed_at_last = true;
             if self.scan.views() as usize >= self.settings.publish.partial_min_views {
-                self.publish(Moment::End)?;
+                self.publish(Moment::End);
             }
-            return Ok(());
+            return;
         }
         let every = self.settings.publish.preview_every_views;
         let is_due = every > 0 && self.scan.views() > 0 && (self.scan.views() as usize).is_multiple_of(every);
         // Due once: a refused frame does not make the same preview again.
         if is_due && !self.closed_at_last && self.scan.identity().3 == header.sequence {
             if self.ladder.allows_previews() {
-                return self.publish(Moment::Underway);
+                self.publish(Moment::Underway);
+                return;
             }
             self.supervision.reconstruct().counters.previews_skipped += 1;
         }
-        Ok(())
     }
 
-    fn begin_scan(&mut self, header: &FrameHeader) -> Result<(), DaemonError> {
+    fn begin_scan(&mut self, header: &FrameHeader) {
         if self.scan.is_running() {
-            self.end_scan()?;
+            self.end_scan();
+        }
+        if std::mem::take(&mut self.is_in_accumulator) {
+            self.volume.par_chunks_mut(CHUNK).zip(self.accumulator.volume().par_chunks(CHUNK)).for_each(|(kept, last)| {
+                kept.copy_from_slice(last);
+            });
         }
         self.accumulator.reset();
         self.scan.begin(header);
@@ -263,19 +282,19 @@ impl<'p> Pipeline<'p> {
             announced: header.total_views,
             planned: self.scan.planned(),
         });
-        Ok(())
     }
 
     /// The scan has ended, with all views or without: the volume of what there is, or the last one as STALE.
-    fn end_scan(&mut self) -> Result<(), DaemonError> {
+    fn end_scan(&mut self) {
         let (views, planned) = (self.scan.views(), self.scan.planned());
         self.scan.set_running(false);
         let enough = views as usize >= self.settings.publish.partial_min_views;
         if enough && !(self.closed_at_last && !self.scan.is_complete()) {
-            self.publish(Moment::End)?;
+            self.publish(Moment::End);
         }
         if !self.scan_has_volume && !self.owed {
             tell_rung(&self.supervision, self.ladder.scan_lost(), self.ladder.rung());
+            // The accumulator has begun on the lost scan: what was published before it was kept.
             if let Some(outcome) = self.publisher.stale(&self.volume) {
                 self.published(outcome);
             }
@@ -291,7 +310,6 @@ impl<'p> Pipeline<'p> {
         }
         self.supervision.tell(Event::ScanEnded { views, planned });
         self.supervision.scans_ended.fetch_add(1, Ordering::AcqRel);
-        Ok(())
     }
 
     fn check_time_out(&mut self) {
@@ -300,23 +318,39 @@ impl<'p> Pipeline<'p> {
             return;
         }
         self.supervision.tell(Event::TimedOut { views: self.scan.views(), waited_ms });
-        // Only a broken carrier fails here, and it will fail again with the next frame.
-        let _reported_later = self.end_scan();
+        self.end_scan();
         self.account(monotonic_ns());
     }
 
-    fn publish(&mut self, moment: Moment) -> Result<(), DaemonError> {
+    fn publish(&mut self, moment: Moment) {
         let began_ns = monotonic_ns();
-        self.accumulator.volume(self.compute, &mut self.volume)?;
-        let outcome = self.publisher.publish(&self.volume, &self.scan, moment);
+        self.is_in_accumulator = self.scan.is_complete();
+        let outcome = if self.is_in_accumulator {
+            self.publisher.publish(self.accumulator.volume(), &self.scan, moment)
+        } else {
+            self.scale_volume();
+            self.publisher.publish(&self.volume, &self.scan, moment)
+        };
         self.published(outcome);
         self.supervision.reconstruct().counters.publish_ns += monotonic_ns() - began_ns;
-        Ok(())
+    }
+
+    /// The views so far, normalised by the share of the arc that they cover: about the right attenuation everywhere, with the
+    /// streaks of the directions that are missing.
+    fn scale_volume(&mut self) {
+        let fraction = self.accumulator.angular_fraction();
+        let scale = if fraction > 0.0 { (1.0 / fraction) as f32 } else { 0.0 };
+        self.volume.par_chunks_mut(CHUNK).zip(self.accumulator.volume().par_chunks(CHUNK)).for_each(|(out, sum)| {
+            for (out, sum) in out.iter_mut().zip(sum) {
+                *out = sum * scale;
+            }
+        });
     }
 
     /// Tries a publication once more that found every slot leased.
     fn pay(&mut self) {
-        if let Some(outcome @ Ok(_)) = self.publisher.again(&self.volume) {
+        let values = if self.is_in_accumulator { self.accumulator.volume() } else { &self.volume };
+        if let Some(outcome @ Ok(_)) = self.publisher.again(values) {
             self.published(outcome);
         }
     }
@@ -390,9 +424,4 @@ fn pose_refusal(view: u32, pose: &ViewPose, planned: &ViewPose) -> Option<Refusa
     let off_mm = (pose.source_mm - planned.source_mm).length();
     let limit_mm = POSE_TOLERANCE * planned.source_mm.length();
     (off_mm.is_nan() || off_mm > limit_mm).then_some(Refusal::Pose { view, off_mm, limit_mm })
-}
-
-#[allow(dead_code)]
-fn _carrier_is_a_compute(compute: &CpuCompute) -> &dyn Compute {
-    compute
 }
