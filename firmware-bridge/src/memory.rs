@@ -138,6 +138,7 @@ pub(crate) unsafe fn owned_slice_mut<M: SharedMemory + ?Sized>(
 
 /// Zeroed memory of this process alone: for tests, and for a ring between threads.
 #[cfg(feature = "std")]
+#[derive(Debug)]
 pub struct HeapMemory {
     base: NonNull<u8>,
     layout: std::alloc::Layout,

@@ -18,7 +18,7 @@ pub const SEQUENCE_LIMIT: u64 = 1 << 48;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Zeroable, Pod)]
 pub struct FramesHeader {
-    /// [`FRAMES_MAGIC`], stored last with Release; 0 while the daemon is still initialising.
+    /// [`FRAMES_MAGIC`], stored last with Release; 0 while the daemon is still initialising. Atomic.
     pub magic: u64,
     /// Protocol major version.
     pub version_major: u16,

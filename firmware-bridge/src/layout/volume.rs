@@ -52,7 +52,7 @@ impl SequenceRange {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Zeroable, Pod)]
 pub struct VolumesHeader {
-    /// [`VOLUMES_MAGIC`], stored last with Release; 0 while the daemon is still initialising.
+    /// [`VOLUMES_MAGIC`], stored last with Release; 0 while the daemon is still initialising. Atomic.
     pub magic: u64,
     /// Protocol major version.
     pub version_major: u16,

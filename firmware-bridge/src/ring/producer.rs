@@ -29,6 +29,8 @@ pub enum Sent {
     Dropped,
     /// The payload is larger than a slot: not counted, a mistake of the caller.
     TooLarge,
+    /// The daemon has replaced the segment by a new one: attach again. Not counted.
+    Retired,
     /// Another producer has taken the slot over: stop, attach again.
     Superseded,
 }
@@ -100,6 +102,9 @@ impl<M: SharedMemory> FrameProducer<M> {
     pub fn send(&mut self, header: &FrameHeader, payload: &[u8], now_ns: u64) -> Sent {
         if payload.len() as u64 > self.ring.geometry().payload_capacity {
             return Sent::TooLarge;
+        }
+        if self.ring.is_retired() {
+            return Sent::Retired;
         }
         let Some(mut slot) = self.begin(now_ns) else {
             return Sent::Dropped;

@@ -46,9 +46,9 @@ pub const fn lease_word(slot: usize, nonce: u64, expiry_ms: u64) -> u64 {
     (expiry_ms & 0xff_ffff_ffff) << 24 | (nonce & 0xffff) << 8 | (slot as u64 + 1)
 }
 
+/// The word of an entry given back: the nonce stays, the next lease of the entry counts it up.
 const fn freed(word: u64) -> u64 {
-    // The nonce goes up, so that the same word is not seen twice within 65536 leases of an entry and a millisecond.
-    ((word >> 8).wrapping_add(1) & 0xffff) << 8
+    word & 0xff_ff00
 }
 
 const fn lease_is_free(word: u64) -> bool {
@@ -60,6 +60,16 @@ const fn lease_slot(word: u64) -> Option<usize> {
         0 => None,
         number => Some(number - 1),
     }
+}
+
+/// Longest lease, ms. An expiry further away is nonsense and counts as expired, so that no reader, however wrong, can hold a
+/// slot for longer.
+pub const LEASE_LIMIT_MS: u64 = 10_000;
+
+const fn lease_lives(word: u64, now_ms: u64) -> bool {
+    let expiry_ms = lease_expiry_ms(word);
+    // One ms more, as expiries are rounded up.
+    now_ms < expiry_ms && expiry_ms <= now_ms.saturating_add(LEASE_LIMIT_MS + 1)
 }
 
 /// Expiry of a lease word, ms.
@@ -105,9 +115,11 @@ pub enum LeaseRefusal {
     Contended,
 }
 
-/// Reader: leases the newest volume until `expiry_ms`. At most `attempts` rounds.
+/// Reader: leases the newest volume until `expiry_ms` (at most [`LEASE_LIMIT_MS`] from `now_ms`).
+/// At most `attempts` rounds. The entry of an expired lease is taken over if none is free.
 pub fn acquire<S: SlotCells + ?Sized>(
     cells: &S,
+    now_ms: u64,
     expiry_ms: u64,
     attempts: u32,
 ) -> Result<Lease, LeaseRefusal> {
@@ -116,7 +128,7 @@ pub fn acquire<S: SlotCells + ?Sized>(
         let newest = cells.newest().load(Ordering::Acquire);
         let (slot, generation) =
             split_newest(newest, cells.slot_count()).ok_or(LeaseRefusal::NothingPublished)?;
-        let (entry, word) = claim_entry(cells, slot, expiry_ms).ok_or(LeaseRefusal::NoFreeEntry)?;
+        let (entry, word) = claim_entry(cells, slot, now_ms, expiry_ms).ok_or(LeaseRefusal::NoFreeEntry)?;
         let lease = Lease {
             entry,
             word,
@@ -139,20 +151,23 @@ pub fn acquire<S: SlotCells + ?Sized>(
 fn claim_entry<S: SlotCells + ?Sized>(
     cells: &S,
     slot: usize,
+    now_ms: u64,
     expiry_ms: u64,
 ) -> Option<(usize, u64)> {
-    for entry in 0..cells.lease_count() {
-        let old = cells.lease(entry).load(Ordering::Relaxed);
-        if !lease_is_free(old) {
-            continue;
-        }
-        let word = lease_word(slot, old >> 8, expiry_ms);
-        if cells
-            .lease(entry)
-            .compare_exchange(old, word, Ordering::Relaxed, Ordering::Relaxed)
-            .is_ok()
-        {
-            return Some((entry, word));
+    for expired_too in [false, true] {
+        for entry in 0..cells.lease_count() {
+            let old = cells.lease(entry).load(Ordering::Relaxed);
+            if !(lease_is_free(old) || expired_too && !lease_lives(old, now_ms)) {
+                continue;
+            }
+            // The nonce goes up with each lease, so that a revoked reader does not take a
+            // successor's word for its own.
+            let word = lease_word(slot, (old >> 8).wrapping_add(1), expiry_ms);
+            // AcqRel: whoever sees the entry freed after us also knows of our predecessor's end (V4).
+            let entry_word = cells.lease(entry);
+            if entry_word.compare_exchange(old, word, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                return Some((entry, word));
+            }
         }
     }
     None
@@ -250,7 +265,7 @@ fn leased<S: SlotCells + ?Sized>(cells: &S, slot: usize, now_ms: u64, revoked: &
         if lease_slot(word) != Some(slot) {
             continue;
         }
-        if lease_expiry_ms(word) > now_ms {
+        if lease_lives(word, now_ms) {
             living = true;
         } else if cells
             .lease(entry)

@@ -1,6 +1,6 @@
 //! A viewer's end of the volume slots.
 
-use super::machine::{Lease, LeaseRefusal, acquire, release, renew, still_held};
+use super::machine::{LEASE_LIMIT_MS, Lease, LeaseRefusal, acquire, release, renew, still_held};
 use super::segment::VolumeSlots;
 use crate::crc::crc32c;
 use crate::error::ReadError;
@@ -14,6 +14,11 @@ use core::sync::atomic::Ordering;
 
 /// Rounds of looking for a lease while volumes are being published.
 const ATTEMPTS: u32 = 16;
+
+fn expiry_ms(now_ns: u64, lease_ns: u64) -> u64 {
+    let lease_ns = lease_ns.min(LEASE_LIMIT_MS * 1_000_000);
+    now_ns.saturating_add(lease_ns).div_ceil(1_000_000)
+}
 
 /// Reads volumes. Many may do so at once; one that is killed costs the others nothing but a slot until its lease expires.
 #[derive(Debug)]
@@ -39,10 +44,9 @@ impl<M: SharedMemory> VolumeReader<M> {
         self.slots.newest().load(Ordering::Acquire) >> 8
     }
 
-    /// Leases the newest volume for `lease_ns` from now; its header is copied and checked.
+    /// Leases the newest volume for `lease_ns` from now (10 s at most); its header is copied and checked.
     pub fn newest(&self, now_ns: u64, lease_ns: u64) -> Result<LeasedVolume<'_, M>, ReadError> {
-        let expiry_ms = now_ns.saturating_add(lease_ns).div_ceil(1_000_000);
-        let lease = acquire(&self.slots, expiry_ms, ATTEMPTS).map_err(|refusal| match refusal {
+        let lease = acquire(&self.slots, now_ns / 1_000_000, expiry_ms(now_ns, lease_ns), ATTEMPTS).map_err(|refusal| match refusal {
             LeaseRefusal::NothingPublished => ReadError::NothingPublished,
             LeaseRefusal::NoFreeEntry => ReadError::NoFreeLease,
             LeaseRefusal::Contended => ReadError::Contended,
@@ -129,10 +133,9 @@ impl<M: SharedMemory> LeasedVolume<'_, M> {
         Ok(values)
     }
 
-    /// Moves the expiry to `now_ns + lease_ns`.
+    /// Moves the expiry to `now_ns + lease_ns` (10 s at most).
     pub fn renew(&mut self, now_ns: u64, lease_ns: u64) -> Result<(), ReadError> {
-        let expiry_ms = now_ns.saturating_add(lease_ns).div_ceil(1_000_000);
-        self.lease = renew(self.slots, &self.lease, expiry_ms).ok_or(ReadError::LeaseRevoked)?;
+        self.lease = renew(self.slots, &self.lease, expiry_ms(now_ns, lease_ns)).ok_or(ReadError::LeaseRevoked)?;
         Ok(())
     }
 
