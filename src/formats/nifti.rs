@@ -325,3 +325,6 @@ fn read_voxels(
     }
     Ok(hu)
 }
+
+#[cfg(test)]
+mod tests;

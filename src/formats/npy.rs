@@ -420,3 +420,6 @@ fn write<const N: usize>(
         Ok(())
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -244,3 +244,6 @@ fn read_raw(meta: &Meta, raw: &meta::RawFiles) -> Result<RawCounts, FormatError>
     };
     Ok(RawCounts { counts, dark: calibration(&raw.dark)?, flat: calibration(&raw.flat)?, gain: raw.gain })
 }
+
+#[cfg(test)]
+mod tests;
