@@ -12,6 +12,8 @@ mod log;
 mod status;
 
 pub use events::{Event, Refusal};
+pub(crate) use events::status_words;
+pub(crate) use status::state_name;
 pub use ladder::{Ladder, LadderCounters, Rung};
 pub use latency::{Latency, LatencySummary};
 pub use log::start as start_log;

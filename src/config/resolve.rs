@@ -135,7 +135,15 @@ fn geometry(raw: &RawGeometry, folder: &Path) -> Result<PoseSource, ConfigError>
 }
 
 fn from_scan(path: &Path) -> Result<PoseSource, ConfigError> {
-    Err(ConfigError::value("geometry.scan", path.display(), "not supported yet"))
+    let description = crate::formats::scene::read_description(path)
+        .map_err(|error| ConfigError::value("geometry.scan", path.display(), error.to_string()))?;
+    let words = format!("{} views of the scene {}", description.geometry.views.len(), path.display());
+    Ok(PoseSource {
+        geometry: description.geometry,
+        grid: Some(description.grid),
+        mu_water_per_mm: Some(description.scale.mu_water_per_mm),
+        words,
+    })
 }
 
 fn orbit(raw: &RawGeometry, folder: &Path) -> Result<PoseSource, ConfigError> {

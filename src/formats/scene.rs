@@ -43,8 +43,10 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, Array3, Axis};
 
-use super::{FormatError, MAX_PROJECTION_VALUES, MAX_VOXELS, Scan, npy};
-use crate::geometry::{Detector, ScanGeometry};
+use glam::DVec3;
+
+use super::{FormatError, MAX_PROJECTION_VALUES, MAX_VOXELS, Scan, SceneScale, npy};
+use crate::geometry::{Detector, ScanGeometry, VolumeGrid};
 use meta::Meta;
 
 pub use write::write;
@@ -125,6 +127,33 @@ pub fn read(folder: &Path) -> Result<Scene, FormatError> {
     let ground_truth_per_mm = meta.ground_truth.as_deref().map(|path| read_ground_truth(&meta, path)).transpose()?;
     let raw = meta.raw.as_ref().map(|raw| read_raw(&meta, raw)).transpose()?;
     Ok(Scene { scan, test, ground_truth_per_mm, acquisition: meta.acquisition, raw })
+}
+
+/// A scan without its pixels: poses, grid and scale.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// Detector and the poses of the training views.
+    pub geometry: ScanGeometry,
+    /// The scene's own volume grid, in mm.
+    pub grid: VolumeGrid,
+    /// How to go back to the scene's lengths and values.
+    pub scale: SceneScale,
+    /// See [`Scan::patient_offset_mm`].
+    pub patient_offset_mm: DVec3,
+}
+
+/// Reads `meta_data.json` alone: what the daemon plans by.
+///
+/// # Errors
+/// See [`read`].
+pub fn read_description(folder: &Path) -> Result<Description, FormatError> {
+    let meta = Meta::read(folder)?;
+    Ok(Description {
+        geometry: meta.train.geometry,
+        grid: meta.grid,
+        scale: meta.scale,
+        patient_offset_mm: meta.patient_offset_mm,
+    })
 }
 
 /// Reads the training views alone: what a reconstruction needs.
