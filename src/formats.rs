@@ -4,6 +4,9 @@
 //! |---|---|---|
 //! | [`scene`] | the field's scene folder (`meta_data.json` and `.npy` files) | the same |
 //! | [`nifti`] | CT volumes and masks with any affine | volumes and masks |
+//! | [`rtk`] | RTK's geometry XML with a projection stack | the same, and volumes |
+//! | [`metaimage`] | `.mha`, `.mhd` | `.mha`, `.mhd` (float32) |
+//! | [`picture`] | | PNG pictures of volumes |
 //! | [`npy`] | float32/float64/uint16/uint8/bool arrays | float32, uint16 |
 //!
 //! Every reader bounds what it allocates by what the file really holds and by the limits below, and refuses what it does not
@@ -12,12 +15,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod metaimage;
 pub mod nifti;
 pub mod npy;
+pub mod picture;
+pub mod rtk;
 pub mod scene;
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use glam::DVec3;
@@ -191,6 +197,17 @@ pub struct Scan {
     /// Added to a position in the gantry frame to give the patient's (NIfTI RAS) world, so that results overlay the CT they came
     /// from. Zero where nothing is known.
     pub patient_offset_mm: DVec3,
+}
+
+/// Reads a text file of limited length.
+pub(crate) fn read_text(path: &Path, most_bytes: u64) -> Result<String, FormatError> {
+    let io_error = |source| FormatError::io(path, "read", source);
+    let mut bytes = Vec::new();
+    File::open(path).map_err(io_error)?.take(most_bytes + 1).read_to_end(&mut bytes).map_err(io_error)?;
+    if bytes.len() as u64 > most_bytes {
+        return Err(FormatError::damaged(path, format!("longer than {most_bytes} bytes"), "no such file is that long"));
+    }
+    String::from_utf8(bytes).map_err(|_| FormatError::damaged(path, "not UTF-8 text", "save it as UTF-8"))
 }
 
 /// Writes a file beside `path` and renames it when whole; a failed attempt leaves nothing behind.

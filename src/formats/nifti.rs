@@ -15,7 +15,7 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 use glam::{DAffine3, DMat3, DQuat, DVec3};
-use ndarray::{Array3, Axis, Slice};
+use ndarray::{Array3, ArrayView3, Axis, Slice};
 use nifti::{Endianness, NiftiHeader};
 
 use super::{FormatError, MAX_VOXELS};
@@ -50,6 +50,29 @@ impl CtVolume {
     pub fn centre_mm(&self) -> DVec3 {
         let (ni, nj, nk) = self.hu.dim();
         self.voxel_to_world_mm.transform_point3(0.5 * (DVec3::new(ni as f64, nj as f64, nk as f64) - 1.0))
+    }
+}
+
+impl CtVolume {
+    /// The values seen along the world's axes as nearly as turning and mirroring goes: `[x][y][z]`, RAS+, with the spacing along each in
+    /// mm. Nothing is resampled; an oblique volume stays oblique by what is left of its rotation.
+    #[must_use]
+    pub fn canonical(&self) -> (ArrayView3<'_, f32>, [f64; 3]) {
+        let columns = self.voxel_to_world_mm.matrix3.to_cols_array_2d();
+        let share = |stored: usize, world: usize| {
+            let column = columns[stored];
+            column[world] / DVec3::from_array(column).length()
+        };
+        let fit = |order: &[usize; 3]| (0..3).map(|world| share(order[world], world).abs()).sum::<f64>();
+        let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+        let order = orders.into_iter().max_by(|a, b| fit(a).total_cmp(&fit(b))).unwrap_or([0, 1, 2]);
+        let mut values = self.hu.view().permuted_axes(order);
+        for (world, &stored) in order.iter().enumerate() {
+            if share(stored, world) < 0.0 {
+                values.invert_axis(Axis(world));
+            }
+        }
+        (values, order.map(|stored| self.spacing_mm()[stored]))
     }
 }
 

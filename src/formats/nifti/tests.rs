@@ -198,6 +198,19 @@ fn truncated_and_overpromising_gzip_is_refused() {
 }
 
 #[test]
+fn canonical_views_run_along_the_world() {
+    let hu = asymmetric();
+    // Stored axes: i to the feet, j to the left, k to the front.
+    let matrix3 = DMat3::from_cols(DVec3::new(0.1, 0.0, -3.0), DVec3::new(-1.0, 0.0, 0.1), DVec3::new(0.0, 2.0, 0.0));
+    let volume = CtVolume { hu, voxel_to_world_mm: DAffine3 { matrix3, translation: DVec3::ZERO } };
+    let (seen, spacing) = volume.canonical();
+    assert_eq!(seen.dim(), (4, 35, 3));
+    assert_eq!(seen[[0, 0, 0]], volume.hu[[2, 3, 0]]);
+    assert_eq!(seen[[3, 34, 1]], volume.hu[[1, 0, 34]]);
+    assert!((DVec3::from_array(spacing) - DVec3::new(1.005, 2.0, 3.0017)).length() < 1e-3);
+}
+
+#[test]
 fn names_that_are_not_niftis_are_refused() {
     let error = write(Path::new("v.img"), asymmetric().view(), &oblique(), Storage::Int16).unwrap_err().to_string();
     assert!(error.contains(".nii.gz"), "{error}");
