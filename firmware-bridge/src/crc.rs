@@ -32,11 +32,7 @@ const fn tables() -> [[u32; 256]; 8] {
         let mut crc = byte as u32;
         let mut bit = 0;
         while bit < 8 {
-            crc = if crc & 1 == 1 {
-                (crc >> 1) ^ POLYNOMIAL
-            } else {
-                crc >> 1
-            };
+            crc = if crc & 1 == 1 { (crc >> 1) ^ POLYNOMIAL } else { crc >> 1 };
             bit += 1;
         }
         tables[0][byte] = crc;
@@ -83,10 +79,7 @@ mod tests {
             assert_eq!(crc(b"123456789"), 0xE306_9283);
             assert_eq!(crc(&[0; 32]), 0x8A91_36AA);
             assert_eq!(crc(&[0xff; 32]), 0x62A8_AB43);
-            assert_eq!(
-                crc(&core::array::from_fn::<u8, 32, _>(|i| i as u8)),
-                0x46DD_794E
-            );
+            assert_eq!(crc(&core::array::from_fn::<u8, 32, _>(|i| i as u8)), 0x46DD_794E);
             assert_eq!(crc(&[]), 0);
         }
     }
@@ -97,10 +90,7 @@ mod tests {
         let whole = crc32c(&bytes);
         for cut in 0..=bytes.len() {
             assert_eq!(crc32c_append(crc32c(&bytes[..cut]), &bytes[cut..]), whole);
-            assert_eq!(
-                portable_append(portable_append(0, &bytes[..cut]), &bytes[cut..]),
-                whole
-            );
+            assert_eq!(portable_append(portable_append(0, &bytes[..cut]), &bytes[cut..]), whole);
         }
     }
 }

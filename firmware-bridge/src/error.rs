@@ -6,9 +6,7 @@ use thiserror::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum SegmentError {
     /// The magic is still zero.
-    #[error(
-        "the segment is not finalised yet (its magic is still 0): wait for the daemon, or remove the segment"
-    )]
+    #[error("the segment is not finalised yet (its magic is still 0): wait for the daemon, or remove the segment")]
     NotYetFinalized,
     /// The magic is another one.
     #[error("not a segment of this kind: magic is {found:#018x}, must be {expected:#018x}")]
@@ -29,9 +27,7 @@ pub enum SegmentError {
         expected: u16,
     },
     /// The mapping is shorter or longer than the header says.
-    #[error(
-        "the segment has {actual} bytes but its header needs {expected}: it is truncated or of another layout"
-    )]
+    #[error("the segment has {actual} bytes but its header needs {expected}: it is truncated or of another layout")]
     WrongSize {
         /// Bytes that the header asks for.
         expected: u64,

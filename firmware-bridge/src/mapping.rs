@@ -26,9 +26,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum MappingError {
     /// The name cannot be a segment's.
-    #[error(
-        "segment name {name:?} is not usable: give letters, digits, '-', '_', '.', or a path prefix with a '/'"
-    )]
+    #[error("segment name {name:?} is not usable: give letters, digits, '-', '_', '.', or a path prefix with a '/'")]
     BadName {
         /// The name given.
         name: String,
@@ -52,9 +50,7 @@ pub enum MappingError {
         path: PathBuf,
     },
     /// The shared memory is full.
-    #[error(
-        "{path}: no room for {bytes} bytes of shared memory: enlarge /dev/shm or ask for fewer or smaller slots"
-    )]
+    #[error("{path}: no room for {bytes} bytes of shared memory: enlarge /dev/shm or ask for fewer or smaller slots")]
     NoSpace {
         /// Path of the segment.
         path: PathBuf,
@@ -85,14 +81,7 @@ impl MappingError {
     /// Whether waiting may help: the daemon has not made the segment yet, or is just replacing it.
     pub fn is_transient(&self) -> bool {
         use SegmentError::{NotYetFinalized, Retired};
-        matches!(
-            self,
-            Self::NotFound { .. }
-                | Self::Segment {
-                    source: NotYetFinalized | Retired,
-                    ..
-                }
-        )
+        matches!(self, Self::NotFound { .. } | Self::Segment { source: NotYetFinalized | Retired, .. })
     }
 }
 
@@ -129,9 +118,7 @@ fn path_of(name: &str, kind: &str) -> Result<PathBuf, MappingError> {
     if name.contains('/') {
         return Ok(PathBuf::from(format!("{name}.{kind}")));
     }
-    let fits = name
-        .chars()
-        .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let fits = name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
     if name.is_empty() || name.len() > 200 || !fits {
         return Err(MappingError::BadName { name: name.into() });
     }
@@ -153,18 +140,10 @@ pub struct Served {
 
 /// The daemon's start: takes over existing segments of just this layout, replaces others (telling attached peers by the
 /// `retired` word), creates missing ones. `mode` = permission bits of new files (readers need write access: leases).
-pub fn serve(
-    name: &str,
-    ring: RingGeometry,
-    volumes: VolumeGeometry,
-    mode: u32,
-) -> Result<Served, MappingError> {
+pub fn serve(name: &str, ring: RingGeometry, volumes: VolumeGeometry, mode: u32) -> Result<Served, MappingError> {
     let (frames_path, volumes_path) = (frames_path(name)?, volumes_path(name)?);
     let geometry = |path: &Path, check: Result<(), SegmentError>| {
-        check.map_err(|source| MappingError::Segment {
-            path: path.into(),
-            source,
-        })
+        check.map_err(|source| MappingError::Segment { path: path.into(), source })
     };
     geometry(&frames_path, ring.check())?;
     geometry(&volumes_path, volumes.check())?;
@@ -191,12 +170,7 @@ pub fn serve(
         |mapping| FrameRing::initialise(mapping, ring, random_id(), pid, monotonic_ns()),
     )?;
     let consumer = FrameConsumer::attach(frames, pid, monotonic_ns());
-    Ok(Served {
-        consumer,
-        writer: VolumeWriter::attach(slots),
-        frames_reattached,
-        volumes_reattached,
-    })
+    Ok(Served { consumer, writer: VolumeWriter::attach(slots), frames_reattached, volumes_reattached })
 }
 
 /// Attaches as the producer of `name`. Fails while another one is alive.
@@ -206,13 +180,8 @@ pub fn attach_producer(name: &str) -> Result<FrameProducer<Mapping>, MappingErro
     if !try_lock(&mapping.file, &path)? {
         return Err(MappingError::ProducerAlive { path });
     }
-    let ring =
-        FrameRing::attach(mapping).map_err(|source| MappingError::Segment { path, source })?;
-    Ok(FrameProducer::attach(
-        ring,
-        std::process::id(),
-        monotonic_ns(),
-    ))
+    let ring = FrameRing::attach(mapping).map_err(|source| MappingError::Segment { path, source })?;
+    Ok(FrameProducer::attach(ring, std::process::id(), monotonic_ns()))
 }
 
 /// Attaches as a reader of `name`.
@@ -226,15 +195,11 @@ pub fn attach_reader(name: &str) -> Result<VolumeReader<Mapping>, MappingError> 
 /// Looks at the frame segment of `name` without becoming producer or consumer: counters, geometry.
 pub fn observe_frames(name: &str) -> Result<FrameRing<Mapping>, MappingError> {
     let path = frames_path(name)?;
-    FrameRing::attach(Mapping::open(&path)?)
-        .map_err(|source| MappingError::Segment { path, source })
+    FrameRing::attach(Mapping::open(&path)?).map_err(|source| MappingError::Segment { path, source })
 }
 
 /// Repeats `attach` until it succeeds, fails for good, or `timeout` has passed (then the last error comes back).
-pub fn wait_for<T>(
-    timeout: Duration,
-    mut attach: impl FnMut() -> Result<T, MappingError>,
-) -> Result<T, MappingError> {
+pub fn wait_for<T>(timeout: Duration, mut attach: impl FnMut() -> Result<T, MappingError>) -> Result<T, MappingError> {
     let start = Instant::now();
     loop {
         match attach() {
@@ -251,11 +216,7 @@ pub fn unlink(name: &str) -> Result<(), MappingError> {
     for path in [frames_path(name)?, volumes_path(name)?] {
         match std::fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(MappingError::Io {
-                    path,
-                    operation: "remove",
-                    source,
-                });
+                return Err(MappingError::Io { path, operation: "remove", source });
             }
             _ => {}
         }
@@ -266,46 +227,21 @@ pub fn unlink(name: &str) -> Result<(), MappingError> {
 impl Mapping {
     /// Maps an existing file as it is.
     pub fn open(path: &Path) -> Result<Self, MappingError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound => MappingError::NotFound { path: path.into() },
-                _ => MappingError::Io {
-                    path: path.into(),
-                    operation: "open for reading and writing",
-                    source,
-                },
-            })?;
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => MappingError::NotFound { path: path.into() },
+            _ => MappingError::Io { path: path.into(), operation: "open for reading and writing", source },
+        })?;
         Self::map(file, path)
     }
 
     fn map(file: File, path: &Path) -> Result<Self, MappingError> {
-        let failed = |operation, source| MappingError::Io {
-            path: path.into(),
-            operation,
-            source,
-        };
-        let len = file
-            .metadata()
-            .map_err(|source| failed("read its size", source))?
-            .len();
+        let failed = |operation, source| MappingError::Io { path: path.into(), operation, source };
+        let len = file.metadata().map_err(|source| failed("read its size", source))?.len();
         if len == 0 {
-            return Err(MappingError::Segment {
-                path: path.into(),
-                source: SegmentError::NotYetFinalized,
-            });
+            return Err(MappingError::Segment { path: path.into(), source: SegmentError::NotYetFinalized });
         }
-        let map = MmapOptions::new()
-            .populate()
-            .map_raw(&file)
-            .map_err(|source| failed("mmap", source))?;
-        Ok(Self {
-            map,
-            file,
-            path: path.into(),
-        })
+        let map = MmapOptions::new().populate().map_raw(&file).map_err(|source| failed("mmap", source))?;
+        Ok(Self { map, file, path: path.into() })
     }
 
     /// Path that was mapped.
@@ -325,11 +261,7 @@ fn try_lock(file: &File, path: &Path) -> Result<bool, MappingError> {
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
         Err(Errno::WOULDBLOCK) => Ok(false),
-        Err(errno) => Err(MappingError::Io {
-            path: path.into(),
-            operation: "flock",
-            source: errno.into(),
-        }),
+        Err(errno) => Err(MappingError::Io { path: path.into(), operation: "flock", source: errno.into() }),
     }
 }
 
@@ -357,11 +289,7 @@ fn open_or_create<T>(
         match OpenOptions::new().read(true).write(true).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => break None,
             Err(source) => {
-                return Err(MappingError::Io {
-                    path: path.into(),
-                    operation: "open for reading and writing",
-                    source,
-                });
+                return Err(MappingError::Io { path: path.into(), operation: "open for reading and writing", source });
             }
             Ok(file) => {
                 if lock && !try_lock(&file, path)? {
@@ -377,12 +305,9 @@ fn open_or_create<T>(
         // A copy of the descriptor shares its lock: held until the new file is in place.
         old_lock = file.try_clone().ok();
         // An unusable file (truncated, other version, not finalised) is replaced like one of another layout.
-        if let Ok(segment) = Mapping::map(file, path).and_then(|mapping| {
-            attach(mapping).map_err(|source| MappingError::Segment {
-                path: path.into(),
-                source,
-            })
-        }) {
+        if let Ok(segment) = Mapping::map(file, path)
+            .and_then(|mapping| attach(mapping).map_err(|source| MappingError::Segment { path: path.into(), source }))
+        {
             if fits(&segment) {
                 return Ok((segment, true));
             }
@@ -392,11 +317,7 @@ fn open_or_create<T>(
     let mut new_path = path.as_os_str().to_owned();
     new_path.push(".new");
     let new_path = PathBuf::from(new_path);
-    let failed = |operation, source| MappingError::Io {
-        path: new_path.clone(),
-        operation,
-        source,
-    };
+    let failed = |operation, source| MappingError::Io { path: new_path.clone(), operation, source };
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -411,28 +332,18 @@ fn open_or_create<T>(
     if lock && !still_named(&file, &new_path) {
         return Err(MappingError::AlreadyServed { path: path.into() }); // another daemon was faster
     }
-    file.set_len(0)
-        .map_err(|source| failed("truncate", source))?;
+    file.set_len(0).map_err(|source| failed("truncate", source))?;
     // Reserves the pages: an overcommitted segment would end in SIGBUS at some later store.
     match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
         Ok(()) => {}
         Err(Errno::NOSPC) => {
             let _gone = std::fs::remove_file(&new_path);
-            return Err(MappingError::NoSpace {
-                path: path.into(),
-                bytes,
-            });
+            return Err(MappingError::NoSpace { path: path.into(), bytes });
         }
         Err(errno) => return Err(failed("fallocate", errno.into())),
     }
-    let mapping = Mapping {
-        path: path.into(),
-        ..Mapping::map(file, &new_path)?
-    };
-    let segment = initialise(mapping).map_err(|source| MappingError::Segment {
-        path: path.into(),
-        source,
-    })?;
+    let mapping = Mapping { path: path.into(), ..Mapping::map(file, &new_path)? };
+    let segment = initialise(mapping).map_err(|source| MappingError::Segment { path: path.into(), source })?;
     std::fs::rename(&new_path, path).map_err(|source| failed("rename into place", source))?;
     drop(old_lock);
     Ok((segment, false))

@@ -51,9 +51,7 @@ unsafe impl<M: SharedMemory + ?Sized> SharedMemory for std::sync::Arc<M> {
 /// The 64-bit word at `offset`. Panics outside the memory or if misaligned: offsets come from validated geometry.
 #[inline]
 pub(crate) fn word<M: SharedMemory + ?Sized>(memory: &M, offset: usize) -> &AtomicU64 {
-    assert!(
-        offset.is_multiple_of(8) && offset.checked_add(8).is_some_and(|end| end <= memory.len())
-    );
+    assert!(offset.is_multiple_of(8) && offset.checked_add(8).is_some_and(|end| end <= memory.len()));
     // SAFETY: in bounds and aligned (just checked, base is aligned to 128); the memory lives as long as `memory`; all
     // accesses to words go through atomics.
     unsafe { AtomicU64::from_ptr(memory.base().as_ptr().add(offset).cast()) }
@@ -103,16 +101,8 @@ pub(crate) fn store_bytes<M: SharedMemory + ?Sized>(memory: &M, offset: usize, f
 ///
 /// # Safety
 /// The caller owns these bytes by the protocol (slot state READING) for the life of the slice.
-pub(crate) unsafe fn owned_slice<M: SharedMemory + ?Sized>(
-    memory: &M,
-    offset: usize,
-    len: usize,
-) -> &[u8] {
-    assert!(
-        offset
-            .checked_add(len)
-            .is_some_and(|end| end <= memory.len())
-    );
+pub(crate) unsafe fn owned_slice<M: SharedMemory + ?Sized>(memory: &M, offset: usize, len: usize) -> &[u8] {
+    assert!(offset.checked_add(len).is_some_and(|end| end <= memory.len()));
     // SAFETY: in bounds (checked); nobody else writes (caller).
     unsafe { core::slice::from_raw_parts(memory.base().as_ptr().add(offset), len) }
 }
@@ -122,16 +112,8 @@ pub(crate) unsafe fn owned_slice<M: SharedMemory + ?Sized>(
 /// # Safety
 /// The caller owns these bytes by the protocol (slot state WRITING) for the life of the slice, and makes one slice only.
 #[allow(clippy::mut_from_ref)]
-pub(crate) unsafe fn owned_slice_mut<M: SharedMemory + ?Sized>(
-    memory: &M,
-    offset: usize,
-    len: usize,
-) -> &mut [u8] {
-    assert!(
-        offset
-            .checked_add(len)
-            .is_some_and(|end| end <= memory.len())
-    );
+pub(crate) unsafe fn owned_slice_mut<M: SharedMemory + ?Sized>(memory: &M, offset: usize, len: usize) -> &mut [u8] {
+    assert!(offset.checked_add(len).is_some_and(|end| end <= memory.len()));
     // SAFETY: in bounds (checked); exclusive (caller).
     unsafe { core::slice::from_raw_parts_mut(memory.base().as_ptr().add(offset), len) }
 }
@@ -149,8 +131,7 @@ impl HeapMemory {
     /// `len` zero bytes, aligned to a page. Panics if `len` is 0 or above `isize::MAX`.
     pub fn new(len: usize) -> Self {
         assert!(len > 0);
-        let layout =
-            std::alloc::Layout::from_size_align(len, 4096).expect("length below isize::MAX");
+        let layout = std::alloc::Layout::from_size_align(len, 4096).expect("length below isize::MAX");
         // SAFETY: the layout has a size above 0.
         let Some(base) = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }) else {
             std::alloc::handle_alloc_error(layout)

@@ -112,9 +112,11 @@ impl RecordingWriter {
         header.payload_crc32c = if header.has(FRAME_PAYLOAD_CRC) { crc32c(payload) } else { 0 };
         header.seal();
         let index = self.header.frame_count;
-        header
-            .validate(&geometry_of(&self.header))
-            .map_err(|source| RecordingError::Frame { path: self.path.clone(), index, source })?;
+        header.validate(&geometry_of(&self.header)).map_err(|source| RecordingError::Frame {
+            path: self.path.clone(),
+            index,
+            source,
+        })?;
         let padding = (padded(header.payload_bytes) - header.payload_bytes) as usize;
         let mut write = || {
             self.file.write_all(bytemuck::bytes_of(&header))?;
@@ -222,9 +224,11 @@ impl RecordingReader {
         let mut header = FrameHeader::zeroed();
         let read = self.file.read_exact(bytemuck::bytes_of_mut(&mut header));
         read.map_err(|source| RecordingError::Io { path: path(), source })?;
-        header
-            .validate(&geometry_of(&self.header))
-            .map_err(|source| RecordingError::Frame { path: path(), index, source })?;
+        header.validate(&geometry_of(&self.header)).map_err(|source| RecordingError::Frame {
+            path: path(),
+            index,
+            source,
+        })?;
         // Before anything is allocated: the file must really hold so much.
         self.left = self.left.checked_sub(padded(header.payload_bytes)).ok_or_else(truncated)?;
         self.payload.resize(padded(header.payload_bytes) as usize, 0);

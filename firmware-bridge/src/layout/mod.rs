@@ -13,9 +13,7 @@ pub use frame::*;
 pub use volume::*;
 
 #[cfg(target_endian = "big")]
-compile_error!(
-    "the protocol is little-endian and is shared in place; a big-endian host would need swaps everywhere"
-);
+compile_error!("the protocol is little-endian and is shared in place; a big-endian host would need swaps everywhere");
 
 /// Major version of the protocol. A different major is refused: offsets or meanings changed.
 pub const VERSION_MAJOR: u16 = 1;

@@ -36,6 +36,8 @@ pub struct SequenceRange {
     pub last: u64,
 }
 
+assert_offsets!(SequenceRange, size 16, { first: 0, last: 8 });
+
 impl SequenceRange {
     /// How many numbers the range holds.
     pub const fn count(&self) -> u64 {

@@ -105,13 +105,7 @@ impl<M: SharedMemory> Frame<'_, M> {
         let offset = geometry.payload_offset(self.ticket % u64::from(geometry.slot_count));
         // SAFETY: the slot is READING by our compare-and-swap until `drop`; no producer touches it (protocol). The length
         // was checked against the ring's payload_capacity.
-        unsafe {
-            owned_slice(
-                &self.ring.memory,
-                offset,
-                self.header.payload_bytes as usize,
-            )
-        }
+        unsafe { owned_slice(&self.ring.memory, offset, self.header.payload_bytes as usize) }
     }
 
     /// The pixels as u16 (counts, dark, flat); `None` for line integrals. `[row v][column u]`.
@@ -138,44 +132,24 @@ impl<M: SharedMemory> FrameConsumer<M> {
         let (cursor, freed) = reclaim_consumer(&ring);
         ring.count(offset_of!(FramesHeader, reclaimed_reading), freed);
         ring.count(offset_of!(FramesHeader, consumer_attachments), 1);
-        ring.field(offset_of!(FramesHeader, consumer_pid))
-            .store(pid.into(), Ordering::Relaxed);
-        ring.field(offset_of!(FramesHeader, consumer_heartbeat_ns))
-            .store(now_ns, Ordering::Relaxed);
-        let counters = ConsumerCounters {
-            reclaimed_reading: freed,
-            ..ConsumerCounters::default()
-        };
-        Self {
-            ring,
-            cursor,
-            tracker: SequenceTracker::new(),
-            counters,
-        }
+        ring.field(offset_of!(FramesHeader, consumer_pid)).store(pid.into(), Ordering::Relaxed);
+        ring.field(offset_of!(FramesHeader, consumer_heartbeat_ns)).store(now_ns, Ordering::Relaxed);
+        let counters = ConsumerCounters { reclaimed_reading: freed, ..ConsumerCounters::default() };
+        Self { ring, cursor, tracker: SequenceTracker::new(), counters }
     }
 
     /// Takes the next frame, if there is one: never waits. The header is copied out before it is looked at; every check
     /// uses this side's own geometry. The CRC of the payload is computed here if the frame carries one.
     pub fn poll(&mut self, now_ns: u64) -> Polled<'_, M> {
-        self.ring
-            .field(offset_of!(FramesHeader, consumer_heartbeat_ns))
-            .store(now_ns, Ordering::Relaxed);
+        self.ring.field(offset_of!(FramesHeader, consumer_heartbeat_ns)).store(now_ns, Ordering::Relaxed);
         let Some(ticket) = take(&self.ring, &mut self.cursor) else {
             return Polled::Empty;
         };
-        self.ring
-            .field(offset_of!(FramesHeader, read_cursor))
-            .store(self.cursor, Ordering::Relaxed);
+        self.ring.field(offset_of!(FramesHeader, read_cursor)).store(self.cursor, Ordering::Relaxed);
         self.counters.consumed += 1;
         self.ring.count(offset_of!(FramesHeader, consumed), 1);
         match self.inspect(ticket) {
-            Ok((header, kind, arrival)) => Polled::Frame(Frame {
-                ring: &self.ring,
-                ticket,
-                header,
-                kind,
-                arrival,
-            }),
+            Ok((header, kind, arrival)) => Polled::Frame(Frame { ring: &self.ring, ticket, header, kind, arrival }),
             Err(rejection) => {
                 release(&self.ring, ticket);
                 Polled::Rejected(rejection)
@@ -188,11 +162,7 @@ impl<M: SharedMemory> FrameConsumer<M> {
         let geometry = *ring.geometry();
         let index = ticket % u64::from(geometry.slot_count);
         let mut header = FrameHeader::zeroed();
-        load_bytes(
-            &ring.memory,
-            geometry.header_offset(index),
-            bytemuck::bytes_of_mut(&mut header),
-        );
+        load_bytes(&ring.memory, geometry.header_offset(index), bytemuck::bytes_of_mut(&mut header));
         let kind = header.validate(&geometry).map_err(|error| {
             if matches!(error, FrameError::HeaderCrc { .. }) {
                 self.counters.crc_errors_header += 1;
@@ -206,10 +176,7 @@ impl<M: SharedMemory> FrameConsumer<M> {
         let (epoch, sequence) = (header.epoch, header.sequence);
         let before = *self.tracker.counts();
         if header.has(FRAME_PAYLOAD_CRC) {
-            let (offset, len) = (
-                geometry.payload_offset(index),
-                header.payload_bytes as usize,
-            );
+            let (offset, len) = (geometry.payload_offset(index), header.payload_bytes as usize);
             // SAFETY: the slot is READING by our compare-and-swap; the length was validated.
             let computed = crc32c(unsafe { owned_slice(&ring.memory, offset, len) });
             if computed != header.payload_crc32c {
@@ -217,16 +184,8 @@ impl<M: SharedMemory> FrameConsumer<M> {
                 ring.count(offset_of!(FramesHeader, crc_errors_payload), 1);
                 let missing = self.tracker.observe_spoilt(epoch, sequence);
                 self.share_tracker_counts(&before);
-                let error = FrameError::PayloadCrc {
-                    found: header.payload_crc32c,
-                    computed,
-                };
-                return Err(Rejection::Payload {
-                    error,
-                    epoch,
-                    sequence,
-                    missing,
-                });
+                let error = FrameError::PayloadCrc { found: header.payload_crc32c, computed };
+                return Err(Rejection::Payload { error, epoch, sequence, missing });
             }
         }
         let arrival = self.tracker.observe(epoch, sequence);
@@ -241,23 +200,11 @@ impl<M: SharedMemory> FrameConsumer<M> {
     fn share_tracker_counts(&self, before: &super::TrackerCounts) {
         let now = self.tracker.counts();
         for (offset, before, now) in [
-            (
-                offset_of!(FramesHeader, duplicates),
-                before.duplicates,
-                now.duplicates,
-            ),
+            (offset_of!(FramesHeader, duplicates), before.duplicates, now.duplicates),
             (offset_of!(FramesHeader, late), before.late, now.late),
             (offset_of!(FramesHeader, gaps), before.gaps, now.gaps),
-            (
-                offset_of!(FramesHeader, missing_frames),
-                before.missing,
-                now.missing,
-            ),
-            (
-                offset_of!(FramesHeader, epoch_changes),
-                before.epoch_changes,
-                now.epoch_changes,
-            ),
+            (offset_of!(FramesHeader, missing_frames), before.missing, now.missing),
+            (offset_of!(FramesHeader, epoch_changes), before.epoch_changes, now.epoch_changes),
         ] {
             if now != before {
                 // Wrapping: a late frame lowers `missing_frames`.
@@ -293,9 +240,7 @@ impl<M: SharedMemory> FrameConsumer<M> {
 
     /// Orderly detach: the segment says that nobody consumes.
     pub fn detach(self) -> FrameRing<M> {
-        self.ring
-            .field(offset_of!(FramesHeader, consumer_pid))
-            .store(0, Ordering::Relaxed);
+        self.ring.field(offset_of!(FramesHeader, consumer_pid)).store(0, Ordering::Relaxed);
         self.ring
     }
 }

@@ -105,10 +105,7 @@ pub fn claim<R: RingCells + ?Sized>(ring: &R, ticket: u64, policy: DropPolicy) -
             SlotState::Full if policy == DropPolicy::DropOldest => true,
             _ => return Claim::Full,
         };
-        if slot
-            .compare_exchange(word, target, Ordering::Acquire, Ordering::Relaxed)
-            .is_ok()
-        {
+        if slot.compare_exchange(word, target, Ordering::Acquire, Ordering::Relaxed).is_ok() {
             return Claim::Claimed { replaced };
         }
     }
@@ -117,15 +114,9 @@ pub fn claim<R: RingCells + ?Sized>(ring: &R, ticket: u64, policy: DropPolicy) -
 
 /// Producer: makes the frame in the slot of `ticket` visible. False: a new producer took the slot over; the frame is lost.
 pub fn publish<R: RingCells + ?Sized>(ring: &R, ticket: u64) -> bool {
-    let (from, to) = (
-        slot_word(ticket, SlotState::Writing),
-        slot_word(ticket, SlotState::Full),
-    );
+    let (from, to) = (slot_word(ticket, SlotState::Writing), slot_word(ticket, SlotState::Full));
     // SYNC POINT R2: Release pairs with the consumer's Acquire in `take`: header and payload are written before FULL is seen.
-    if slot_of(ring, ticket)
-        .compare_exchange(from, to, Ordering::Release, Ordering::Relaxed)
-        .is_err()
-    {
+    if slot_of(ring, ticket).compare_exchange(from, to, Ordering::Release, Ordering::Relaxed).is_err() {
         return false;
     }
     // SYNC POINT R3: Release pairs with the Acquire load in `take`: who sees the cursor beyond a ticket sees its FULL (or
@@ -136,12 +127,8 @@ pub fn publish<R: RingCells + ?Sized>(ring: &R, ticket: u64) -> bool {
 
 /// Producer: gives a claimed slot back unused; the ticket may be claimed again.
 pub fn abandon<R: RingCells + ?Sized>(ring: &R, ticket: u64) {
-    let (from, to) = (
-        slot_word(ticket, SlotState::Writing),
-        slot_word(ticket, SlotState::Free),
-    );
-    let _superseded =
-        slot_of(ring, ticket).compare_exchange(from, to, Ordering::Release, Ordering::Relaxed);
+    let (from, to) = (slot_word(ticket, SlotState::Writing), slot_word(ticket, SlotState::Free));
+    let _superseded = slot_of(ring, ticket).compare_exchange(from, to, Ordering::Release, Ordering::Relaxed);
 }
 
 /// A new producer, its predecessor being gone: frees slots left WRITING. Returns (next ticket, slots freed).
@@ -155,11 +142,8 @@ pub fn reclaim_producer<R: RingCells + ?Sized>(ring: &R) -> (u64, u64) {
         }
         if state == SlotState::Writing {
             let free = slot_word(ticket, SlotState::Free);
-            freed += u64::from(
-                ring.slot(index)
-                    .compare_exchange(word, free, Ordering::AcqRel, Ordering::Relaxed)
-                    .is_ok(),
-            );
+            freed +=
+                u64::from(ring.slot(index).compare_exchange(word, free, Ordering::AcqRel, Ordering::Relaxed).is_ok());
         }
     }
     // SYNC POINT R4: Release as R3: the freed tickets lie below the cursor, the consumer passes over them as holes.
@@ -175,19 +159,11 @@ pub fn reclaim_consumer<R: RingCells + ?Sized>(ring: &R) -> (u64, u64) {
         let (ticket, state) = split_word(word);
         if state == SlotState::Reading {
             let free = slot_word(ticket, SlotState::Free);
-            freed += u64::from(
-                ring.slot(index)
-                    .compare_exchange(word, free, Ordering::AcqRel, Ordering::Relaxed)
-                    .is_ok(),
-            );
+            freed +=
+                u64::from(ring.slot(index).compare_exchange(word, free, Ordering::AcqRel, Ordering::Relaxed).is_ok());
         }
     }
-    (
-        ring.write_cursor()
-            .load(Ordering::Acquire)
-            .saturating_sub(ring.slot_count()),
-        freed,
-    )
+    (ring.write_cursor().load(Ordering::Acquire).saturating_sub(ring.slot_count()), freed)
 }
 
 /// Consumer: takes the oldest frame at or after `cursor`, which is moved past it. `None`: nothing there now.
@@ -208,10 +184,7 @@ pub fn take<R: RingCells + ?Sized>(ring: &R, cursor: &mut u64) -> Option<u64> {
         if ticket == *cursor && state == SlotState::Full {
             let reading = slot_word(ticket, SlotState::Reading);
             // SYNC POINT R2 (other side): Acquire, payload and header are visible.
-            if slot
-                .compare_exchange(word, reading, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok()
-            {
+            if slot.compare_exchange(word, reading, Ordering::Acquire, Ordering::Relaxed).is_ok() {
                 *cursor += 1;
                 return Some(ticket);
             }
@@ -228,11 +201,7 @@ pub fn take<R: RingCells + ?Sized>(ring: &R, cursor: &mut u64) -> Option<u64> {
 
 /// Consumer: gives the slot of a taken ticket back.
 pub fn release<R: RingCells + ?Sized>(ring: &R, ticket: u64) {
-    let (from, to) = (
-        slot_word(ticket, SlotState::Reading),
-        slot_word(ticket, SlotState::Free),
-    );
+    let (from, to) = (slot_word(ticket, SlotState::Reading), slot_word(ticket, SlotState::Free));
     // SYNC POINT R1 (other side): Release, our reads of the payload happen before the producer's next writes.
-    let _superseded =
-        slot_of(ring, ticket).compare_exchange(from, to, Ordering::Release, Ordering::Relaxed);
+    let _superseded = slot_of(ring, ticket).compare_exchange(from, to, Ordering::Release, Ordering::Relaxed);
 }

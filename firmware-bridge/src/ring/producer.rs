@@ -47,21 +47,12 @@ impl<M: SharedMemory> FrameProducer<M> {
     /// Becomes the ring's producer: the epoch goes up by one, slots left WRITING by a dead producer are freed and counted.
     /// There must be no other producer alive (`mapping` holds a file lock for that).
     pub fn attach(ring: FrameRing<M>, pid: u32, now_ns: u64) -> Self {
-        let epoch = ring
-            .field(offset_of!(FramesHeader, epoch))
-            .fetch_add(1, Ordering::AcqRel)
-            .wrapping_add(1) as u32;
+        let epoch = ring.field(offset_of!(FramesHeader, epoch)).fetch_add(1, Ordering::AcqRel).wrapping_add(1) as u32;
         let (ticket, freed) = reclaim_producer(&ring);
         ring.count(offset_of!(FramesHeader, reclaimed_writing), freed);
-        ring.field(offset_of!(FramesHeader, producer_pid))
-            .store(pid.into(), Ordering::Relaxed);
-        ring.field(offset_of!(FramesHeader, producer_heartbeat_ns))
-            .store(now_ns, Ordering::Relaxed);
-        Self {
-            ring,
-            ticket,
-            epoch,
-        }
+        ring.field(offset_of!(FramesHeader, producer_pid)).store(pid.into(), Ordering::Relaxed);
+        ring.field(offset_of!(FramesHeader, producer_heartbeat_ns)).store(now_ns, Ordering::Relaxed);
+        Self { ring, ticket, epoch }
     }
 
     /// This producer's epoch.
@@ -76,19 +67,13 @@ impl<M: SharedMemory> FrameProducer<M> {
 
     /// Asks for a slot to write into; `None`: full, the frame counts as dropped.
     pub fn begin(&mut self, now_ns: u64) -> Option<WriteSlot<'_, M>> {
-        self.ring
-            .field(offset_of!(FramesHeader, producer_heartbeat_ns))
-            .store(now_ns, Ordering::Relaxed);
+        self.ring.field(offset_of!(FramesHeader, producer_heartbeat_ns)).store(now_ns, Ordering::Relaxed);
         match claim(&self.ring, self.ticket, self.ring.geometry().policy) {
             Claim::Claimed { replaced } => {
                 if replaced {
                     self.ring.count(offset_of!(FramesHeader, dropped_oldest), 1);
                 }
-                Some(WriteSlot {
-                    producer: self,
-                    replaced,
-                    finished: false,
-                })
+                Some(WriteSlot { producer: self, replaced, finished: false })
             }
             Claim::Full => {
                 self.ring.count(offset_of!(FramesHeader, dropped_newest), 1);
@@ -117,9 +102,7 @@ impl<M: SharedMemory> FrameProducer<M> {
 
     /// Orderly detach: the segment says that nobody produces.
     pub fn detach(self) -> FrameRing<M> {
-        self.ring
-            .field(offset_of!(FramesHeader, producer_pid))
-            .store(0, Ordering::Relaxed);
+        self.ring.field(offset_of!(FramesHeader, producer_pid)).store(0, Ordering::Relaxed);
         self.ring
     }
 
@@ -134,13 +117,7 @@ impl<M: SharedMemory> WriteSlot<'_, M> {
         let ring = &self.producer.ring;
         let offset = ring.geometry().payload_offset(self.producer.index());
         // SAFETY: the slot is WRITING by our compare-and-swap; `&mut self` makes the slice the only one.
-        unsafe {
-            owned_slice_mut(
-                &ring.memory,
-                offset,
-                ring.geometry().payload_capacity as usize,
-            )
-        }
+        unsafe { owned_slice_mut(&ring.memory, offset, ring.geometry().payload_capacity as usize) }
     }
 
     /// Seals the header and makes the frame visible. `payload_bytes` must be set; epoch, version, CRCs are filled in.
@@ -162,19 +139,13 @@ impl<M: SharedMemory> WriteSlot<'_, M> {
         self.finished = true;
         let producer = &mut *self.producer;
         let ring = &producer.ring;
-        store_bytes(
-            &ring.memory,
-            ring.geometry().header_offset(producer.index()),
-            bytemuck::bytes_of(header),
-        );
+        store_bytes(&ring.memory, ring.geometry().header_offset(producer.index()), bytemuck::bytes_of(header));
         if !publish(ring, producer.ticket) {
             return Sent::Superseded;
         }
         ring.count(offset_of!(FramesHeader, written), 1);
         producer.ticket += 1;
-        Sent::Written {
-            replaced: self.replaced,
-        }
+        Sent::Written { replaced: self.replaced }
     }
 }
 

@@ -3,8 +3,8 @@
 use super::machine::{DropPolicy, RingCells};
 use crate::error::SegmentError;
 use crate::layout::{
-    CACHE_LINE, FRAME_HEADER_BYTES, FRAME_SLOT_CONTROL_BYTES, FRAMES_HEADER_BYTES, FRAMES_MAGIC,
-    FramesHeader, VERSION_MAJOR, VERSION_MINOR,
+    CACHE_LINE, FRAME_HEADER_BYTES, FRAME_SLOT_CONTROL_BYTES, FRAMES_HEADER_BYTES, FRAMES_MAGIC, FramesHeader,
+    VERSION_MAJOR, VERSION_MINOR,
 };
 use crate::memory::{SharedMemory, load_bytes, store_bytes, word};
 use bytemuck::Zeroable;
@@ -28,42 +28,25 @@ pub struct RingGeometry {
 
 impl RingGeometry {
     /// Room for frames of `columns` x `rows` pixels of any kind (4 bytes a pixel).
-    pub const fn for_detector(
-        columns: u32,
-        rows: u32,
-        slot_count: u32,
-        policy: DropPolicy,
-    ) -> Self {
-        let payload_capacity = columns as u64 * rows as u64 * 4;
-        Self {
-            slot_count,
-            max_columns: columns,
-            max_rows: rows,
-            payload_capacity,
-            policy,
-        }
+    pub const fn for_detector(columns: u32, rows: u32, slot_count: u32, policy: DropPolicy) -> Self {
+        let payload_capacity = (columns as u64 * rows as u64).saturating_mul(4);
+        Self { slot_count, max_columns: columns, max_rows: rows, payload_capacity, policy }
     }
 
     /// Bytes from one slot to the next.
     pub const fn slot_stride(&self) -> u64 {
-        ((FRAME_SLOT_CONTROL_BYTES + FRAME_HEADER_BYTES) as u64 + self.payload_capacity)
-            .next_multiple_of(CACHE_LINE as u64)
+        let bytes = ((FRAME_SLOT_CONTROL_BYTES + FRAME_HEADER_BYTES) as u64).saturating_add(self.payload_capacity);
+        bytes.div_ceil(CACHE_LINE as u64).saturating_mul(CACHE_LINE as u64)
     }
 
-    /// Bytes of the whole segment.
+    /// Bytes of the whole segment; saturates for sizes that `check` refuses.
     pub const fn segment_bytes(&self) -> u64 {
-        FRAMES_HEADER_BYTES as u64 + self.slot_stride() * self.slot_count as u64
+        (FRAMES_HEADER_BYTES as u64).saturating_add(self.slot_stride().saturating_mul(self.slot_count as u64))
     }
 
     /// Checks every field's range, and that the segment fits the address space.
     pub fn check(&self) -> Result<(), SegmentError> {
-        let bad = |field, value, wanted| {
-            Err(SegmentError::BadField {
-                field,
-                value,
-                wanted,
-            })
-        };
+        let bad = |field, value, wanted| Err(SegmentError::BadField { field, value, wanted });
         if !(2..=65536).contains(&self.slot_count) {
             return bad("slot_count", self.slot_count.into(), "must be 2 to 65536");
         }
@@ -73,21 +56,11 @@ impl RingGeometry {
         if !(1..=65536).contains(&self.max_rows) {
             return bad("max_rows", self.max_rows.into(), "must be 1 to 65536");
         }
-        if !(1..=u64::from(self.max_columns) * u64::from(self.max_rows) * 4)
-            .contains(&self.payload_capacity)
-        {
-            return bad(
-                "payload_capacity",
-                self.payload_capacity,
-                "must be 1 to max_columns x max_rows x 4",
-            );
+        if !(1..=u64::from(self.max_columns) * u64::from(self.max_rows) * 4).contains(&self.payload_capacity) {
+            return bad("payload_capacity", self.payload_capacity, "must be 1 to max_columns x max_rows x 4");
         }
         if self.segment_bytes() > isize::MAX as u64 {
-            return bad(
-                "segment_bytes",
-                self.segment_bytes(),
-                "does not fit the address space",
-            );
+            return bad("segment_bytes", self.segment_bytes(), "does not fit the address space");
         }
         Ok(())
     }
@@ -141,10 +114,7 @@ impl<M: SharedMemory> FrameRing<M> {
     ) -> Result<Self, SegmentError> {
         geometry.check()?;
         if memory.len() as u64 != geometry.segment_bytes() {
-            return Err(SegmentError::WrongSize {
-                expected: geometry.segment_bytes(),
-                actual: memory.len() as u64,
-            });
+            return Err(SegmentError::WrongSize { expected: geometry.segment_bytes(), actual: memory.len() as u64 });
         }
         let header = FramesHeader {
             version_major: VERSION_MAJOR,
@@ -165,17 +135,12 @@ impl<M: SharedMemory> FrameRing<M> {
             ..FramesHeader::zeroed() // the magic too
         };
         store_bytes(&memory, 0, bytemuck::bytes_of(&header));
-        let ring = Self {
-            memory,
-            geometry,
-            instance_id,
-        };
+        let ring = Self { memory, geometry, instance_id };
         for index in 0..u64::from(geometry.slot_count) {
             ring.slot(index).store(0, Ordering::Relaxed);
         }
         // SYNC POINT S1: the magic last, Release: who sees it sees the finished header and slots.
-        ring.field(offset_of!(FramesHeader, magic))
-            .store(FRAMES_MAGIC, Ordering::Release);
+        ring.field(offset_of!(FramesHeader, magic)).store(FRAMES_MAGIC, Ordering::Release);
         Ok(ring)
     }
 
@@ -183,29 +148,20 @@ impl<M: SharedMemory> FrameRing<M> {
     pub fn attach(memory: M) -> Result<Self, SegmentError> {
         let actual = memory.len() as u64;
         if actual < FRAMES_HEADER_BYTES as u64 {
-            return Err(SegmentError::WrongSize {
-                expected: FRAMES_HEADER_BYTES as u64,
-                actual,
-            });
+            return Err(SegmentError::WrongSize { expected: FRAMES_HEADER_BYTES as u64, actual });
         }
         // SYNC POINT S1 (other side): Acquire.
         match word(&memory, offset_of!(FramesHeader, magic)).load(Ordering::Acquire) {
             FRAMES_MAGIC => {}
             0 => return Err(SegmentError::NotYetFinalized),
             found => {
-                return Err(SegmentError::WrongMagic {
-                    found,
-                    expected: FRAMES_MAGIC,
-                });
+                return Err(SegmentError::WrongMagic { found, expected: FRAMES_MAGIC });
             }
         }
         let mut header = FramesHeader::zeroed();
         load_bytes(&memory, 0, bytemuck::bytes_of_mut(&mut header));
         if header.version_major != VERSION_MAJOR {
-            return Err(SegmentError::VersionMismatch {
-                found: header.version_major,
-                expected: VERSION_MAJOR,
-            });
+            return Err(SegmentError::VersionMismatch { found: header.version_major, expected: VERSION_MAJOR });
         }
         let policy = DropPolicy::from_number(header.policy).ok_or(SegmentError::BadField {
             field: "policy",
@@ -221,50 +177,23 @@ impl<M: SharedMemory> FrameRing<M> {
         };
         geometry.check()?;
         for (field, value, wanted) in [
-            (
-                "header_bytes",
-                u64::from(header.header_bytes),
-                FRAMES_HEADER_BYTES as u64,
-            ),
-            (
-                "frame_header_bytes",
-                header.frame_header_bytes.into(),
-                FRAME_HEADER_BYTES as u64,
-            ),
-            (
-                "slots_offset",
-                header.slots_offset,
-                FRAMES_HEADER_BYTES as u64,
-            ),
+            ("header_bytes", u64::from(header.header_bytes), FRAMES_HEADER_BYTES as u64),
+            ("frame_header_bytes", header.frame_header_bytes.into(), FRAME_HEADER_BYTES as u64),
+            ("slots_offset", header.slots_offset, FRAMES_HEADER_BYTES as u64),
             ("slot_stride", header.slot_stride, geometry.slot_stride()),
-            (
-                "segment_bytes",
-                header.segment_bytes,
-                geometry.segment_bytes(),
-            ),
+            ("segment_bytes", header.segment_bytes, geometry.segment_bytes()),
         ] {
             if value != wanted {
-                return Err(SegmentError::BadField {
-                    field,
-                    value,
-                    wanted: "does not follow from the other fields",
-                });
+                return Err(SegmentError::BadField { field, value, wanted: "does not follow from the other fields" });
             }
         }
         if actual != geometry.segment_bytes() {
-            return Err(SegmentError::WrongSize {
-                expected: geometry.segment_bytes(),
-                actual,
-            });
+            return Err(SegmentError::WrongSize { expected: geometry.segment_bytes(), actual });
         }
         if word(&memory, offset_of!(FramesHeader, retired)).load(Ordering::Acquire) != 0 {
             return Err(SegmentError::Retired);
         }
-        Ok(Self {
-            memory,
-            geometry,
-            instance_id: header.instance_id,
-        })
+        Ok(Self { memory, geometry, instance_id: header.instance_id })
     }
 
     /// The ring's size.
@@ -279,15 +208,12 @@ impl<M: SharedMemory> FrameRing<M> {
 
     /// Whether the daemon has replaced this segment.
     pub fn is_retired(&self) -> bool {
-        self.field(offset_of!(FramesHeader, retired))
-            .load(Ordering::Acquire)
-            != 0
+        self.field(offset_of!(FramesHeader, retired)).load(Ordering::Acquire) != 0
     }
 
     /// Tells attached producers to look for the new segment.
     pub fn retire(&self) {
-        self.field(offset_of!(FramesHeader, retired))
-            .store(1, Ordering::Release);
+        self.field(offset_of!(FramesHeader, retired)).store(1, Ordering::Release);
     }
 
     /// The producer's counters now.
@@ -306,8 +232,7 @@ impl<M: SharedMemory> FrameRing<M> {
 
     /// The consumer's last sign of life, CLOCK_MONOTONIC ns; 0 = never.
     pub fn consumer_heartbeat_ns(&self) -> u64 {
-        self.field(offset_of!(FramesHeader, consumer_heartbeat_ns))
-            .load(Ordering::Relaxed)
+        self.field(offset_of!(FramesHeader, consumer_heartbeat_ns)).load(Ordering::Relaxed)
     }
 
     pub(super) fn field(&self, offset: usize) -> &AtomicU64 {

@@ -177,16 +177,7 @@ impl SequenceTracker {
             self.gaps[index].range.last = last - 1;
         } else {
             self.gaps[index].range.last = sequence - 1;
-            self.push(
-                index + 1,
-                GapRange {
-                    epoch,
-                    range: SequenceRange {
-                        first: sequence + 1,
-                        last,
-                    },
-                },
-            );
+            self.push(index + 1, GapRange { epoch, range: SequenceRange { first: sequence + 1, last } });
         }
         true
     }

@@ -34,11 +34,7 @@ const fn is_published(word: u64) -> bool {
 /// Slot and generation of the word `newest`; `None`: nothing published, or a slot that does not exist.
 pub const fn split_newest(word: u64, slot_count: usize) -> Option<(usize, u64)> {
     let number = (word & 0xff) as usize;
-    if number == 0 || number > slot_count {
-        None
-    } else {
-        Some((number - 1, word >> 8))
-    }
+    if number == 0 || number > slot_count { None } else { Some((number - 1, word >> 8)) }
 }
 
 /// Puts a lease word together; `expiry_ms` is cut to 40 bits (34 years of uptime).
@@ -126,21 +122,13 @@ pub fn acquire<S: SlotCells + ?Sized>(
     for _ in 0..attempts {
         // SYNC POINT V1: Acquire pairs with the writer's Release in `publish`.
         let newest = cells.newest().load(Ordering::Acquire);
-        let (slot, generation) =
-            split_newest(newest, cells.slot_count()).ok_or(LeaseRefusal::NothingPublished)?;
+        let (slot, generation) = split_newest(newest, cells.slot_count()).ok_or(LeaseRefusal::NothingPublished)?;
         let (entry, word) = claim_entry(cells, slot, now_ms, expiry_ms).ok_or(LeaseRefusal::NoFreeEntry)?;
-        let lease = Lease {
-            entry,
-            word,
-            slot,
-            generation,
-        };
+        let lease = Lease { entry, word, slot, generation };
         // SYNC POINT V2: our lease before our look at the slot; pairs with the writer's fence in `claim_slot`.
         fence(Ordering::SeqCst);
         // Acquire: as V1, for the slot's own word.
-        if cells.slot(slot).load(Ordering::Acquire)
-            == volume_word(generation, VolumeSlotState::Published)
-        {
+        if cells.slot(slot).load(Ordering::Acquire) == volume_word(generation, VolumeSlotState::Published) {
             return Ok(lease);
         }
         release(cells, &lease);
@@ -148,12 +136,7 @@ pub fn acquire<S: SlotCells + ?Sized>(
     Err(LeaseRefusal::Contended)
 }
 
-fn claim_entry<S: SlotCells + ?Sized>(
-    cells: &S,
-    slot: usize,
-    now_ms: u64,
-    expiry_ms: u64,
-) -> Option<(usize, u64)> {
+fn claim_entry<S: SlotCells + ?Sized>(cells: &S, slot: usize, now_ms: u64, expiry_ms: u64) -> Option<(usize, u64)> {
     for expired_too in [false, true] {
         for entry in 0..cells.lease_count() {
             let old = cells.lease(entry).load(Ordering::Relaxed);
@@ -185,21 +168,13 @@ pub fn still_held<S: SlotCells + ?Sized>(cells: &S, lease: &Lease) -> bool {
 pub fn release<S: SlotCells + ?Sized>(cells: &S, lease: &Lease) -> bool {
     // SYNC POINT V4: Release pairs with the writer's Acquire load in `leased`: our reads happen before its next writes.
     let free = freed(lease.word);
-    cells
-        .lease(lease.entry)
-        .compare_exchange(lease.word, free, Ordering::Release, Ordering::Relaxed)
-        .is_ok()
+    cells.lease(lease.entry).compare_exchange(lease.word, free, Ordering::Release, Ordering::Relaxed).is_ok()
 }
 
 /// Reader: moves the expiry. Returns the new lease; `None`: it had been revoked.
 pub fn renew<S: SlotCells + ?Sized>(cells: &S, lease: &Lease, expiry_ms: u64) -> Option<Lease> {
     let word = lease_word(lease.slot, lease.word >> 8, expiry_ms);
-    let exchange = cells.lease(lease.entry).compare_exchange(
-        lease.word,
-        word,
-        Ordering::AcqRel,
-        Ordering::Relaxed,
-    );
+    let exchange = cells.lease(lease.entry).compare_exchange(lease.word, word, Ordering::AcqRel, Ordering::Relaxed);
     exchange.is_ok().then_some(Lease { word, ..*lease })
 }
 
@@ -221,23 +196,18 @@ pub fn claim_slot<S: SlotCells + ?Sized>(
     now_ms: u64,
     revoked: &mut u64,
 ) -> Option<ClaimedSlot> {
-    let newest = split_newest(cells.newest().load(Ordering::Relaxed), cells.slot_count())
-        .map(|(slot, _)| slot);
+    let newest = split_newest(cells.newest().load(Ordering::Relaxed), cells.slot_count()).map(|(slot, _)| slot);
     let mut tried = 0_u64; // at most 255 slots, but no more than 64 are allowed by the segment
     for _ in 0..cells.slot_count() {
         // The oldest volume first, so that recent ones stay readable longest.
-        let candidates =
-            (0..cells.slot_count()).filter(|&slot| Some(slot) != newest && tried & 1 << slot == 0);
+        let candidates = (0..cells.slot_count()).filter(|&slot| Some(slot) != newest && tried & 1 << slot == 0);
         let slot = candidates.min_by_key(|&slot| cells.slot(slot).load(Ordering::Relaxed) >> 8)?;
         tried |= 1 << slot;
         if leased(cells, slot, now_ms, revoked) {
             continue;
         }
         let previous = cells.slot(slot).load(Ordering::Relaxed);
-        cells.slot(slot).store(
-            volume_word(generation, VolumeSlotState::Writing),
-            Ordering::Relaxed,
-        );
+        cells.slot(slot).store(volume_word(generation, VolumeSlotState::Writing), Ordering::Relaxed);
         // SYNC POINT V2 (other side): WRITING before our look at the leases. It is a Release fence too (V3): whoever reads
         // what we write from here on sees WRITING and the revocations above.
         fence(Ordering::SeqCst);
@@ -247,37 +217,33 @@ pub fn claim_slot<S: SlotCells + ?Sized>(
         }
         // Revocations made by the second look must come before the writes as well (V3).
         fence(Ordering::Release);
-        return Some(ClaimedSlot {
-            slot,
-            generation,
-            previous,
-        });
+        return Some(ClaimedSlot { slot, generation, previous });
     }
     None
 }
 
 /// Whether a living lease holds `slot`; expired ones are revoked.
 fn leased<S: SlotCells + ?Sized>(cells: &S, slot: usize, now_ms: u64, revoked: &mut u64) -> bool {
-    let mut living = false;
-    for entry in 0..cells.lease_count() {
+    (0..cells.lease_count()).any(|entry| entry_holds(cells.lease(entry), slot, now_ms, revoked))
+}
+
+fn entry_holds(entry: &AtomicU64, slot: usize, now_ms: u64, revoked: &mut u64) -> bool {
+    // A reader may give back, take over or renew in between; who does so again and again holds the slot.
+    for _ in 0..4 {
         // SYNC POINT V4 (other side): Acquire.
-        let word = cells.lease(entry).load(Ordering::Acquire);
+        let word = entry.load(Ordering::Acquire);
         if lease_slot(word) != Some(slot) {
-            continue;
+            return false;
         }
         if lease_lives(word, now_ms) {
-            living = true;
-        } else if cells
-            .lease(entry)
-            .compare_exchange(word, freed(word), Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
-        {
+            return true;
+        }
+        if entry.compare_exchange(word, freed(word), Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             *revoked += 1;
-        } else if lease_slot(cells.lease(entry).load(Ordering::Acquire)) == Some(slot) {
-            living = true; // renewed in this instant
+            return false;
         }
     }
-    living
+    true
 }
 
 /// Writer: makes the volume visible.
@@ -285,18 +251,12 @@ pub fn publish<S: SlotCells + ?Sized>(cells: &S, claimed: &ClaimedSlot) {
     // SYNC POINT V1 (other side): Release, header and payload are written before PUBLISHED or `newest` is seen.
     let word = volume_word(claimed.generation, VolumeSlotState::Published);
     cells.slot(claimed.slot).store(word, Ordering::Release);
-    cells.newest().store(
-        claimed.generation << 8 | (claimed.slot as u64 + 1),
-        Ordering::Release,
-    );
+    cells.newest().store(claimed.generation << 8 | (claimed.slot as u64 + 1), Ordering::Release);
 }
 
 /// Writer: gives a claimed slot up; what was in it is gone.
 pub fn abandon<S: SlotCells + ?Sized>(cells: &S, claimed: &ClaimedSlot) {
-    cells.slot(claimed.slot).store(
-        volume_word(claimed.previous >> 8, VolumeSlotState::Empty),
-        Ordering::Release,
-    );
+    cells.slot(claimed.slot).store(volume_word(claimed.previous >> 8, VolumeSlotState::Empty), Ordering::Release);
 }
 
 /// A new writer, its predecessor being gone: slots left WRITING become EMPTY. Returns (next generation, slots emptied).
@@ -306,10 +266,7 @@ pub fn reclaim_writer<S: SlotCells + ?Sized>(cells: &S) -> (u64, u64) {
         let word = cells.slot(index).load(Ordering::Acquire);
         generation = generation.max(word >> 8);
         if word != 0 && !is_published(word) && word & 0xff != VolumeSlotState::Empty as u64 {
-            cells.slot(index).store(
-                volume_word(word >> 8, VolumeSlotState::Empty),
-                Ordering::Release,
-            );
+            cells.slot(index).store(volume_word(word >> 8, VolumeSlotState::Empty), Ordering::Release);
             emptied += 1;
         }
     }

@@ -4,9 +4,7 @@ use super::machine::{LEASE_LIMIT_MS, Lease, LeaseRefusal, acquire, release, rene
 use super::segment::VolumeSlots;
 use crate::crc::crc32c;
 use crate::error::ReadError;
-use crate::layout::{
-    LEASE_BYTES, LEASES_OFFSET, LeaseEntry, VERSION_MAJOR, VOLUME_MISSING_RANGES, VolumeHeader,
-};
+use crate::layout::{LEASE_BYTES, LEASES_OFFSET, LeaseEntry, VERSION_MAJOR, VOLUME_MISSING_RANGES, VolumeHeader};
 use crate::memory::{SharedMemory, load_bytes};
 use bytemuck::Zeroable;
 use core::mem::offset_of;
@@ -46,31 +44,22 @@ impl<M: SharedMemory> VolumeReader<M> {
 
     /// Leases the newest volume for `lease_ns` from now (10 s at most); its header is copied and checked.
     pub fn newest(&self, now_ns: u64, lease_ns: u64) -> Result<LeasedVolume<'_, M>, ReadError> {
-        let lease = acquire(&self.slots, now_ns / 1_000_000, expiry_ms(now_ns, lease_ns), ATTEMPTS).map_err(|refusal| match refusal {
-            LeaseRefusal::NothingPublished => ReadError::NothingPublished,
-            LeaseRefusal::NoFreeEntry => ReadError::NoFreeLease,
-            LeaseRefusal::Contended => ReadError::Contended,
-        })?;
+        let lease =
+            acquire(&self.slots, now_ns / 1_000_000, expiry_ms(now_ns, lease_ns), ATTEMPTS).map_err(|refusal| {
+                match refusal {
+                    LeaseRefusal::NothingPublished => ReadError::NothingPublished,
+                    LeaseRefusal::NoFreeEntry => ReadError::NoFreeLease,
+                    LeaseRefusal::Contended => ReadError::Contended,
+                }
+            })?;
         let entry = LEASES_OFFSET + lease.entry * LEASE_BYTES;
-        let show = |offset, value| {
-            self.slots
-                .field(entry + offset)
-                .store(value, Ordering::Relaxed)
-        };
+        let show = |offset, value| self.slots.field(entry + offset).store(value, Ordering::Relaxed);
         show(offset_of!(LeaseEntry, generation), lease.generation);
         show(offset_of!(LeaseEntry, reader_pid), self.pid.into());
         show(offset_of!(LeaseEntry, taken_ns), now_ns);
-        let mut volume = LeasedVolume {
-            slots: &self.slots,
-            lease,
-            header: VolumeHeader::zeroed(),
-        };
+        let mut volume = LeasedVolume { slots: &self.slots, lease, header: VolumeHeader::zeroed() };
         let offset = self.slots.geometry().header_offset(lease.slot);
-        load_bytes(
-            &self.slots.memory,
-            offset,
-            bytemuck::bytes_of_mut(&mut volume.header),
-        );
+        load_bytes(&self.slots.memory, offset, bytemuck::bytes_of_mut(&mut volume.header));
         if !still_held(&self.slots, &lease) {
             return Err(ReadError::LeaseRevoked);
         }
@@ -106,21 +95,13 @@ impl<M: SharedMemory> LeasedVolume<'_, M> {
             return Err(ReadError::DestinationTooSmall { needed, actual });
         };
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(to);
-        load_bytes(
-            &self.slots.memory,
-            self.slots.geometry().payload_offset(self.lease.slot),
-            bytes,
-        );
+        load_bytes(&self.slots.memory, self.slots.geometry().payload_offset(self.lease.slot), bytes);
         if !still_held(self.slots, &self.lease) {
             return Err(ReadError::LeaseRevoked);
         }
         let computed = crc32c(bytes);
         if computed != self.header.payload_crc32c {
-            return Err(ReadError::Crc {
-                part: "payload",
-                found: self.header.payload_crc32c,
-                computed,
-            });
+            return Err(ReadError::Crc { part: "payload", found: self.header.payload_crc32c, computed });
         }
         Ok(())
     }
@@ -153,25 +134,11 @@ impl<M: SharedMemory> LeasedVolume<'_, M> {
         let header = &self.header;
         let computed = header.computed_header_crc32c();
         if computed != header.header_crc32c {
-            return Err(ReadError::Crc {
-                part: "header",
-                found: header.header_crc32c,
-                computed,
-            });
+            return Err(ReadError::Crc { part: "header", found: header.header_crc32c, computed });
         }
-        let bad = |field, value, wanted| {
-            Err(ReadError::BadField {
-                field,
-                value,
-                wanted,
-            })
-        };
+        let bad = |field, value, wanted| Err(ReadError::BadField { field, value, wanted });
         if header.version_major != VERSION_MAJOR {
-            return bad(
-                "version_major",
-                header.version_major.into(),
-                "must be this program's",
-            );
+            return bad("version_major", header.version_major.into(), "must be this program's");
         }
         if header.generation != self.lease.generation {
             return bad("generation", header.generation, "must be the leased one");
@@ -180,21 +147,11 @@ impl<M: SharedMemory> LeasedVolume<'_, M> {
             return bad("value_kind", header.value_kind.into(), "must be 1 (f32)");
         }
         if header.missing_count as usize > VOLUME_MISSING_RANGES {
-            return bad(
-                "missing_count",
-                header.missing_count.into(),
-                "must be at most 16",
-            );
+            return bad("missing_count", header.missing_count.into(), "must be at most 16");
         }
-        let fits = header
-            .voxels()
-            .is_some_and(|voxels| voxels * 4 == header.payload_bytes);
+        let fits = header.voxels().is_some_and(|voxels| voxels * 4 == header.payload_bytes);
         if !fits || header.payload_bytes > self.slots.geometry().payload_capacity {
-            return bad(
-                "payload_bytes",
-                header.payload_bytes,
-                "must be nx x ny x nz x 4, within the slot",
-            );
+            return bad("payload_bytes", header.payload_bytes, "must be nx x ny x nz x 4, within the slot");
         }
         Ok(())
     }

@@ -4,8 +4,7 @@ use super::machine::SlotCells;
 use crate::error::SegmentError;
 use crate::layout::{
     LEASE_BYTES, LEASE_COUNT, LEASES_OFFSET, VERSION_MAJOR, VERSION_MINOR, VOLUME_HEADER_BYTES,
-    VOLUME_SLOT_HEADER_OFFSET, VOLUME_SLOT_PAYLOAD_OFFSET, VOLUMES_HEADER_BYTES, VOLUMES_MAGIC,
-    VolumesHeader,
+    VOLUME_SLOT_HEADER_OFFSET, VOLUME_SLOT_PAYLOAD_OFFSET, VOLUMES_HEADER_BYTES, VOLUMES_MAGIC, VolumesHeader,
 };
 use crate::memory::{SharedMemory, load_bytes, store_bytes, word};
 use bytemuck::Zeroable;
@@ -24,52 +23,32 @@ pub struct VolumeGeometry {
 impl VolumeGeometry {
     /// Room for volumes of `shape` voxels (x, y, z) of f32.
     pub const fn for_shape(shape: [u32; 3], slot_count: u32) -> Self {
-        let payload_capacity = (shape[0] as u64 * shape[1] as u64)
-            .saturating_mul(shape[2] as u64)
-            .saturating_mul(4);
-        Self {
-            slot_count,
-            payload_capacity,
-        }
+        let payload_capacity = (shape[0] as u64 * shape[1] as u64).saturating_mul(shape[2] as u64).saturating_mul(4);
+        Self { slot_count, payload_capacity }
     }
 
     /// Bytes from one slot to the next.
     pub const fn slot_stride(&self) -> u64 {
-        VOLUME_SLOT_PAYLOAD_OFFSET as u64 + self.payload_capacity.next_multiple_of(4096)
+        let payload = self.payload_capacity.div_ceil(4096).saturating_mul(4096);
+        payload.saturating_add(VOLUME_SLOT_PAYLOAD_OFFSET as u64)
     }
 
-    /// Bytes of the whole segment.
+    /// Bytes of the whole segment; saturates for sizes that `check` refuses.
     pub const fn segment_bytes(&self) -> u64 {
-        VOLUMES_HEADER_BYTES as u64 + self.slot_stride() * self.slot_count as u64
+        (VOLUMES_HEADER_BYTES as u64).saturating_add(self.slot_stride().saturating_mul(self.slot_count as u64))
     }
 
     /// Checks every field's range, and that the segment fits the address space.
     pub fn check(&self) -> Result<(), SegmentError> {
-        let bad = |field, value, wanted| {
-            Err(SegmentError::BadField {
-                field,
-                value,
-                wanted,
-            })
-        };
+        let bad = |field, value, wanted| Err(SegmentError::BadField { field, value, wanted });
         if !(3..=64).contains(&self.slot_count) {
             return bad("slot_count", self.slot_count.into(), "must be 3 to 64");
         }
-        if !(4..=1 << 40).contains(&self.payload_capacity)
-            || !self.payload_capacity.is_multiple_of(4)
-        {
-            return bad(
-                "payload_capacity",
-                self.payload_capacity,
-                "must be a multiple of 4 from 4 to 2^40",
-            );
+        if !(4..=1 << 40).contains(&self.payload_capacity) || !self.payload_capacity.is_multiple_of(4) {
+            return bad("payload_capacity", self.payload_capacity, "must be a multiple of 4 from 4 to 2^40");
         }
         if self.segment_bytes() > isize::MAX as u64 {
-            return bad(
-                "segment_bytes",
-                self.segment_bytes(),
-                "does not fit the address space",
-            );
+            return bad("segment_bytes", self.segment_bytes(), "does not fit the address space");
         }
         Ok(())
     }
@@ -108,68 +87,35 @@ impl<M: SharedMemory> VolumeSlots<M> {
     ) -> Result<Self, SegmentError> {
         geometry.check()?;
         if memory.len() as u64 != geometry.segment_bytes() {
-            return Err(SegmentError::WrongSize {
-                expected: geometry.segment_bytes(),
-                actual: memory.len() as u64,
-            });
+            return Err(SegmentError::WrongSize { expected: geometry.segment_bytes(), actual: memory.len() as u64 });
         }
         // Zeroes all of the header by parts: a whole VolumesHeader is large for a small stack.
         store_bytes(&memory, 0, &[0; 256]);
         for offset in (256..VOLUMES_HEADER_BYTES).step_by(256) {
             store_bytes(&memory, offset, &[0; 256]);
         }
-        let slots = Self {
-            memory,
-            geometry,
-            instance_id,
-        };
+        let slots = Self { memory, geometry, instance_id };
         for index in 0..geometry.slot_count as usize {
             slots.slot(index).store(0, Ordering::Relaxed);
         }
         let half = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
         let version = u32::from(VERSION_MAJOR) | u32::from(VERSION_MINOR) << 16;
         for (offset, value) in [
-            (
-                offset_of!(VolumesHeader, version_major),
-                half(version, VOLUMES_HEADER_BYTES as u32),
-            ),
-            (
-                offset_of!(VolumesHeader, segment_bytes),
-                geometry.segment_bytes(),
-            ),
+            (offset_of!(VolumesHeader, version_major), half(version, VOLUMES_HEADER_BYTES as u32)),
+            (offset_of!(VolumesHeader, segment_bytes), geometry.segment_bytes()),
             (offset_of!(VolumesHeader, instance_id), instance_id),
             (offset_of!(VolumesHeader, created_ns), now_ns),
-            (
-                offset_of!(VolumesHeader, creator_pid),
-                half(creator_pid, geometry.slot_count),
-            ),
-            (
-                offset_of!(VolumesHeader, lease_count),
-                half(LEASE_COUNT as u32, VOLUME_HEADER_BYTES as u32),
-            ),
-            (
-                offset_of!(VolumesHeader, slots_offset),
-                VOLUMES_HEADER_BYTES as u64,
-            ),
-            (
-                offset_of!(VolumesHeader, slot_stride),
-                geometry.slot_stride(),
-            ),
-            (
-                offset_of!(VolumesHeader, payload_capacity),
-                geometry.payload_capacity,
-            ),
-            (
-                offset_of!(VolumesHeader, leases_offset),
-                LEASES_OFFSET as u64,
-            ),
+            (offset_of!(VolumesHeader, creator_pid), half(creator_pid, geometry.slot_count)),
+            (offset_of!(VolumesHeader, lease_count), half(LEASE_COUNT as u32, VOLUME_HEADER_BYTES as u32)),
+            (offset_of!(VolumesHeader, slots_offset), VOLUMES_HEADER_BYTES as u64),
+            (offset_of!(VolumesHeader, slot_stride), geometry.slot_stride()),
+            (offset_of!(VolumesHeader, payload_capacity), geometry.payload_capacity),
+            (offset_of!(VolumesHeader, leases_offset), LEASES_OFFSET as u64),
         ] {
             slots.field(offset).store(value, Ordering::Relaxed);
         }
         // SYNC POINT S1: the magic last, Release.
-        slots
-            .field(offset_of!(VolumesHeader, magic))
-            .store(VOLUMES_MAGIC, Ordering::Release);
+        slots.field(offset_of!(VolumesHeader, magic)).store(VOLUMES_MAGIC, Ordering::Release);
         Ok(slots)
     }
 
@@ -177,90 +123,44 @@ impl<M: SharedMemory> VolumeSlots<M> {
     pub fn attach(memory: M) -> Result<Self, SegmentError> {
         let actual = memory.len() as u64;
         if actual < VOLUMES_HEADER_BYTES as u64 {
-            return Err(SegmentError::WrongSize {
-                expected: VOLUMES_HEADER_BYTES as u64,
-                actual,
-            });
+            return Err(SegmentError::WrongSize { expected: VOLUMES_HEADER_BYTES as u64, actual });
         }
         // SYNC POINT S1 (other side): Acquire.
         match word(&memory, offset_of!(VolumesHeader, magic)).load(Ordering::Acquire) {
             VOLUMES_MAGIC => {}
             0 => return Err(SegmentError::NotYetFinalized),
             found => {
-                return Err(SegmentError::WrongMagic {
-                    found,
-                    expected: VOLUMES_MAGIC,
-                });
+                return Err(SegmentError::WrongMagic { found, expected: VOLUMES_MAGIC });
             }
         }
         let mut constants = ConstantsLine::zeroed();
         load_bytes(&memory, 0, bytemuck::bytes_of_mut(&mut constants));
         if constants.version_major != VERSION_MAJOR {
-            return Err(SegmentError::VersionMismatch {
-                found: constants.version_major,
-                expected: VERSION_MAJOR,
-            });
+            return Err(SegmentError::VersionMismatch { found: constants.version_major, expected: VERSION_MAJOR });
         }
-        let geometry = VolumeGeometry {
-            slot_count: constants.slot_count,
-            payload_capacity: constants.payload_capacity,
-        };
+        let geometry =
+            VolumeGeometry { slot_count: constants.slot_count, payload_capacity: constants.payload_capacity };
         geometry.check()?;
         for (field, value, wanted) in [
-            (
-                "header_bytes",
-                u64::from(constants.header_bytes),
-                VOLUMES_HEADER_BYTES as u64,
-            ),
-            (
-                "lease_count",
-                constants.lease_count.into(),
-                LEASE_COUNT as u64,
-            ),
-            (
-                "volume_header_bytes",
-                constants.volume_header_bytes.into(),
-                VOLUME_HEADER_BYTES as u64,
-            ),
-            (
-                "slots_offset",
-                constants.slots_offset,
-                VOLUMES_HEADER_BYTES as u64,
-            ),
+            ("header_bytes", u64::from(constants.header_bytes), VOLUMES_HEADER_BYTES as u64),
+            ("lease_count", constants.lease_count.into(), LEASE_COUNT as u64),
+            ("volume_header_bytes", constants.volume_header_bytes.into(), VOLUME_HEADER_BYTES as u64),
+            ("slots_offset", constants.slots_offset, VOLUMES_HEADER_BYTES as u64),
             ("slot_stride", constants.slot_stride, geometry.slot_stride()),
-            (
-                "leases_offset",
-                constants.leases_offset,
-                LEASES_OFFSET as u64,
-            ),
-            (
-                "segment_bytes",
-                constants.segment_bytes,
-                geometry.segment_bytes(),
-            ),
+            ("leases_offset", constants.leases_offset, LEASES_OFFSET as u64),
+            ("segment_bytes", constants.segment_bytes, geometry.segment_bytes()),
         ] {
             if value != wanted {
-                return Err(SegmentError::BadField {
-                    field,
-                    value,
-                    wanted: "does not follow from the other fields",
-                });
+                return Err(SegmentError::BadField { field, value, wanted: "does not follow from the other fields" });
             }
         }
         if actual != geometry.segment_bytes() {
-            return Err(SegmentError::WrongSize {
-                expected: geometry.segment_bytes(),
-                actual,
-            });
+            return Err(SegmentError::WrongSize { expected: geometry.segment_bytes(), actual });
         }
         if word(&memory, offset_of!(VolumesHeader, retired)).load(Ordering::Acquire) != 0 {
             return Err(SegmentError::Retired);
         }
-        Ok(Self {
-            memory,
-            geometry,
-            instance_id: constants.instance_id,
-        })
+        Ok(Self { memory, geometry, instance_id: constants.instance_id })
     }
 
     /// The slots' size.
@@ -275,15 +175,12 @@ impl<M: SharedMemory> VolumeSlots<M> {
 
     /// Whether the daemon has replaced this segment.
     pub fn is_retired(&self) -> bool {
-        self.field(offset_of!(VolumesHeader, retired))
-            .load(Ordering::Acquire)
-            != 0
+        self.field(offset_of!(VolumesHeader, retired)).load(Ordering::Acquire) != 0
     }
 
     /// Tells attached readers to look for the new segment.
     pub fn retire(&self) {
-        self.field(offset_of!(VolumesHeader, retired))
-            .store(1, Ordering::Release);
+        self.field(offset_of!(VolumesHeader, retired)).store(1, Ordering::Release);
     }
 
     pub(super) fn field(&self, offset: usize) -> &AtomicU64 {

@@ -1,9 +1,7 @@
 //! The daemon's status block in `NAME.volumes`.
 
 use super::segment::VolumeSlots;
-use crate::layout::{
-    DaemonState, STATUS_MESSAGE_BYTES, STATUS_MISSING_RANGES, SequenceRange, VolumesHeader,
-};
+use crate::layout::{DaemonState, STATUS_MESSAGE_BYTES, STATUS_MISSING_RANGES, SequenceRange, VolumesHeader};
 use crate::memory::{SharedMemory, load_bytes, store_bytes};
 use bytemuck::Zeroable;
 use core::mem::offset_of;
@@ -66,12 +64,7 @@ impl StatusDetail {
         let missing_count = ranges.len().min(STATUS_MISSING_RANGES);
         missing[..missing_count].copy_from_slice(&ranges[..missing_count]);
         let missing_unlisted = (ranges.len() - missing_count) as u64;
-        Self {
-            message: text_to(message),
-            missing_count,
-            missing_unlisted,
-            missing,
-        }
+        Self { message: text_to(message), missing_count, missing_unlisted, missing }
     }
 
     /// The ranges in use.
@@ -93,10 +86,7 @@ pub fn text_to<const N: usize>(text: &str) -> [u8; N] {
 
 /// The text of a zero-padded field; the valid part of it if it is not UTF-8.
 pub fn text_of(bytes: &[u8]) -> &str {
-    let end = bytes
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(bytes.len());
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     match core::str::from_utf8(&bytes[..end]) {
         Ok(text) => text,
         Err(error) => core::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default(),
@@ -137,20 +127,12 @@ impl<M: SharedMemory> VolumeSlots<M> {
                 continue;
             }
             let mut detail = StatusDetail::new("", &[]);
-            load_bytes(
-                &self.memory,
-                offset_of!(VolumesHeader, message),
-                &mut detail.message,
-            );
+            load_bytes(&self.memory, offset_of!(VolumesHeader, message), &mut detail.message);
             let ranges = bytemuck::cast_slice_mut(&mut detail.missing);
             load_bytes(&self.memory, offset_of!(VolumesHeader, missing), ranges);
-            let count = self
-                .field(offset_of!(VolumesHeader, missing_count))
-                .load(Ordering::Relaxed);
+            let count = self.field(offset_of!(VolumesHeader, missing_count)).load(Ordering::Relaxed);
             detail.missing_count = count.min(STATUS_MISSING_RANGES as u64) as usize;
-            detail.missing_unlisted = self
-                .field(offset_of!(VolumesHeader, missing_unlisted))
-                .load(Ordering::Relaxed);
+            detail.missing_unlisted = self.field(offset_of!(VolumesHeader, missing_unlisted)).load(Ordering::Relaxed);
             // SYNC POINT T1: the loads above before the second look; all of them are atomic words.
             fence(Ordering::Acquire);
             if version.load(Ordering::Relaxed) == before {
@@ -164,33 +146,15 @@ impl<M: SharedMemory> VolumeSlots<M> {
     /// `reclaimed_writing` are kept by the writer itself and left alone).
     pub(super) fn store_status(&self, status: &Status) {
         for (offset, value) in [
-            (
-                offset_of!(VolumesHeader, state),
-                status.state.map_or(0, |state| state as u64),
-            ),
+            (offset_of!(VolumesHeader, state), status.state.map_or(0, |state| state as u64)),
             (offset_of!(VolumesHeader, daemon_pid), status.daemon_pid),
             (offset_of!(VolumesHeader, heartbeat_ns), status.heartbeat_ns),
-            (
-                offset_of!(VolumesHeader, frames_accepted),
-                status.frames_accepted,
-            ),
-            (
-                offset_of!(VolumesHeader, frames_rejected),
-                status.frames_rejected,
-            ),
-            (
-                offset_of!(VolumesHeader, frames_missing),
-                status.frames_missing,
-            ),
+            (offset_of!(VolumesHeader, frames_accepted), status.frames_accepted),
+            (offset_of!(VolumesHeader, frames_rejected), status.frames_rejected),
+            (offset_of!(VolumesHeader, frames_missing), status.frames_missing),
             (offset_of!(VolumesHeader, epoch), status.epoch),
-            (
-                offset_of!(VolumesHeader, last_sequence),
-                status.last_sequence,
-            ),
-            (
-                offset_of!(VolumesHeader, last_frame_ns),
-                status.last_frame_ns,
-            ),
+            (offset_of!(VolumesHeader, last_sequence), status.last_sequence),
+            (offset_of!(VolumesHeader, last_frame_ns), status.last_frame_ns),
             (offset_of!(VolumesHeader, scan_frames), status.scan_frames),
             (offset_of!(VolumesHeader, scan_views), status.scan_views),
         ] {
@@ -206,20 +170,10 @@ impl<M: SharedMemory> VolumeSlots<M> {
         version.store(start | 1, Ordering::Relaxed);
         // SYNC POINT T1 (other side): the odd number before the stores, the even one after them.
         fence(Ordering::Release);
-        store_bytes(
-            &self.memory,
-            offset_of!(VolumesHeader, message),
-            &detail.message,
-        );
-        store_bytes(
-            &self.memory,
-            offset_of!(VolumesHeader, missing),
-            bytemuck::cast_slice(&detail.missing),
-        );
-        self.field(offset_of!(VolumesHeader, missing_count))
-            .store(detail.missing_count as u64, Ordering::Relaxed);
-        self.field(offset_of!(VolumesHeader, missing_unlisted))
-            .store(detail.missing_unlisted, Ordering::Relaxed);
+        store_bytes(&self.memory, offset_of!(VolumesHeader, message), &detail.message);
+        store_bytes(&self.memory, offset_of!(VolumesHeader, missing), bytemuck::cast_slice(&detail.missing));
+        self.field(offset_of!(VolumesHeader, missing_count)).store(detail.missing_count as u64, Ordering::Relaxed);
+        self.field(offset_of!(VolumesHeader, missing_unlisted)).store(detail.missing_unlisted, Ordering::Relaxed);
         version.store(start.wrapping_add(2), Ordering::Release);
     }
 }

@@ -6,8 +6,7 @@ use super::status::{Status, StatusDetail};
 use crate::crc::{crc32c, crc32c_append};
 use crate::error::PublishError;
 use crate::layout::{
-    VERSION_MAJOR, VERSION_MINOR, VOLUME_HEADER_BYTES, VOLUME_MISSING_RANGES, VolumeHeader,
-    VolumesHeader,
+    VERSION_MAJOR, VERSION_MINOR, VOLUME_HEADER_BYTES, VOLUME_MISSING_RANGES, VolumeHeader, VolumesHeader,
 };
 use crate::memory::{SharedMemory, store_bytes};
 use core::mem::offset_of;
@@ -71,61 +70,29 @@ impl<M: SharedMemory> VolumeWriter<M> {
 
     /// Publishes `values` (`[x][y][z]`, z fastest) under `header`, of which version, generation, instance, `publish_ns`,
     /// `payload_bytes`, `value_kind` and CRCs are filled in here. Never waits.
-    pub fn publish(
-        &mut self,
-        header: &VolumeHeader,
-        values: &[f32],
-        now_ns: u64,
-    ) -> Result<Published, PublishError> {
+    pub fn publish(&mut self, header: &VolumeHeader, values: &[f32], now_ns: u64) -> Result<Published, PublishError> {
         let mut slot = self.begin(header, now_ns)?;
         slot.append(values)?;
         slot.publish(now_ns)
     }
 
     /// Claims a slot for a volume with this header; fill it in order with [`VolumeSlotWriter::append`].
-    pub fn begin(
-        &mut self,
-        header: &VolumeHeader,
-        now_ns: u64,
-    ) -> Result<VolumeSlotWriter<'_, M>, PublishError> {
-        let bad = |field, value, wanted| {
-            Err(PublishError::BadField {
-                field,
-                value,
-                wanted,
-            })
-        };
+    pub fn begin(&mut self, header: &VolumeHeader, now_ns: u64) -> Result<VolumeSlotWriter<'_, M>, PublishError> {
+        let bad = |field, value, wanted| Err(PublishError::BadField { field, value, wanted });
         let payload_bytes = match header.voxels() {
             Some(voxels) if voxels * 4 <= self.slots.geometry().payload_capacity => voxels * 4,
             Some(voxels) => {
-                return bad(
-                    "shape",
-                    voxels,
-                    "voxels; does not fit the slots' payload_capacity",
-                );
+                return bad("shape", voxels, "voxels; does not fit the slots' payload_capacity");
             }
             None => {
-                return bad(
-                    "shape",
-                    0,
-                    "every extent must be at least 1, 2^38 voxels at most",
-                );
+                return bad("shape", 0, "every extent must be at least 1, 2^38 voxels at most");
             }
         };
         if header.missing_count as usize > VOLUME_MISSING_RANGES {
-            return bad(
-                "missing_count",
-                header.missing_count.into(),
-                "must be at most 16",
-            );
+            return bad("missing_count", header.missing_count.into(), "must be at most 16");
         }
         let mut revoked = 0;
-        let claimed = claim_slot(
-            &self.slots,
-            self.generation,
-            now_ns / 1_000_000,
-            &mut revoked,
-        );
+        let claimed = claim_slot(&self.slots, self.generation, now_ns / 1_000_000, &mut revoked);
         self.count(offset_of!(VolumesHeader, leases_revoked), revoked);
         let Some(claimed) = claimed else {
             self.count(offset_of!(VolumesHeader, publish_skipped), 1);
@@ -141,14 +108,7 @@ impl<M: SharedMemory> VolumeWriter<M> {
             value_kind: 1,
             ..*header
         };
-        Ok(VolumeSlotWriter {
-            writer: self,
-            claimed,
-            header,
-            written: 0,
-            crc: 0,
-            finished: false,
-        })
+        Ok(VolumeSlotWriter { writer: self, claimed, header, written: 0, crc: 0, finished: false })
     }
 
     fn count(&self, offset: usize, by: u64) {
@@ -170,25 +130,13 @@ pub struct VolumeSlotWriter<'a, M: SharedMemory> {
 impl<M: SharedMemory> VolumeSlotWriter<'_, M> {
     /// Appends values, in order. All calls but the last must bring an even number of values (words of 8 bytes).
     pub fn append(&mut self, values: &[f32]) -> Result<(), PublishError> {
-        let bad = |value, wanted| {
-            Err(PublishError::BadField {
-                field: "values",
-                value,
-                wanted,
-            })
-        };
+        let bad = |value, wanted| Err(PublishError::BadField { field: "values", value, wanted });
         let bytes: &[u8] = bytemuck::cast_slice(values);
         if self.written + bytes.len() as u64 > self.header.payload_bytes {
-            return bad(
-                self.written + bytes.len() as u64,
-                "bytes; more than the header's shape holds",
-            );
+            return bad(self.written + bytes.len() as u64, "bytes; more than the header's shape holds");
         }
         if !self.written.is_multiple_of(8) {
-            return bad(
-                self.written,
-                "bytes so far; an odd number of values may only be appended last",
-            );
+            return bad(self.written, "bytes so far; an odd number of values may only be appended last");
         }
         let slots = &self.writer.slots;
         let start = slots.geometry().payload_offset(self.claimed.slot) + self.written as usize;
@@ -205,11 +153,7 @@ impl<M: SharedMemory> VolumeSlotWriter<'_, M> {
     pub fn publish(mut self, now_ns: u64) -> Result<Published, PublishError> {
         if self.written != self.header.payload_bytes {
             let wanted = "bytes; fewer than the header's shape holds";
-            return Err(PublishError::BadField {
-                field: "values",
-                value: self.written,
-                wanted,
-            });
+            return Err(PublishError::BadField { field: "values", value: self.written, wanted });
         }
         self.header.publish_ns = now_ns;
         self.header.payload_crc32c = self.crc;
@@ -221,10 +165,7 @@ impl<M: SharedMemory> VolumeSlotWriter<'_, M> {
         self.finished = true;
         self.writer.count(offset_of!(VolumesHeader, published), 1);
         self.writer.generation += 1;
-        Ok(Published {
-            generation: self.claimed.generation,
-            payload_crc32c: self.crc,
-        })
+        Ok(Published { generation: self.claimed.generation, payload_crc32c: self.crc })
     }
 }
 

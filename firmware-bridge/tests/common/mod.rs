@@ -100,7 +100,7 @@ pub fn volume_header() -> VolumeHeader {
 
 /// Values that only this generation has.
 pub fn values(generation: u64) -> Vec<f32> {
-    (0..VOXELS).map(|i| generation as f32 * 1000.0 + i as f32).collect()
+    (0..VOXELS).map(|i| (generation % 1000) as f32 * 1000.0 + i as f32).collect()
 }
 
 /// A segment name that no other test uses; both segments are removed at the end.
