@@ -62,7 +62,9 @@ pub enum ReconstructError {
         columns: usize,
     },
     /// A line integral that is no number would spread over the whole volume.
-    #[error("view {view}: the line integral of row {row}, column {column} is {value}; correct or interpolate dead pixels first")]
+    #[error(
+        "view {view}: the line integral of row {row}, column {column} is {value}; correct or interpolate dead pixels first"
+    )]
     NotFinite {
         /// View index.
         view: usize,

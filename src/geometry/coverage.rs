@@ -246,8 +246,7 @@ impl Fan {
         let middle = 0.5 * (rows - 1.0);
         let (mut min_rad, mut max_rad) = (f64::NEG_INFINITY, f64::INFINITY);
         for (pose, frame) in geometry.views.iter().zip(frames) {
-            let (a, b) =
-                (frame.fan_angle_rad(pose, middle, -0.5), frame.fan_angle_rad(pose, middle, columns - 0.5));
+            let (a, b) = (frame.fan_angle_rad(pose, middle, -0.5), frame.fan_angle_rad(pose, middle, columns - 0.5));
             min_rad = min_rad.max(a.min(b));
             max_rad = max_rad.min(a.max(b));
         }

@@ -179,12 +179,7 @@ impl<'a> View<'a> {
         let world = pose.projection_matrix();
         let (origin, voxel) = (grid.origin_mm(), grid.voxel_mm);
         let mut matrix = world.map(|r| {
-            [
-                r[0] * voxel.x,
-                r[1] * voxel.y,
-                r[2] * voxel.z,
-                r[0] * origin.x + r[1] * origin.y + r[2] * origin.z + r[3],
-            ]
+            [r[0] * voxel.x, r[1] * voxel.y, r[2] * voxel.z, r[0] * origin.x + r[1] * origin.y + r[2] * origin.z + r[3]]
         });
         if layout.flip(pose) {
             let last = layout.rows as f64 - 1.0;

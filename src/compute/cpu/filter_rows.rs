@@ -38,11 +38,7 @@ pub(super) fn need(workload: &Workload) -> Need {
 }
 
 /// See [`crate::compute::Compute::filter_rows`].
-pub(super) fn filter_rows(
-    scratch: &Scratch,
-    filter: &RampFilter,
-    projections: &mut [f32],
-) -> Result<(), ComputeError> {
+pub(super) fn filter_rows(scratch: &Scratch, filter: &RampFilter, projections: &mut [f32]) -> Result<(), ComputeError> {
     let columns = filter.columns();
     if columns == 0 || projections.is_empty() {
         return Ok(());
@@ -62,15 +58,21 @@ pub(super) fn filter_rows(
             padded[..columns].copy_from_slice(row);
             padded[columns..].fill(0.0);
             // The lengths are those that the filter was planned for, and the spectrum's ends are made real below.
-            let forward =
-                filter.forward.process_with_scratch(padded, spectrum, &mut transforms[..filter.forward.get_scratch_len()]);
+            let forward = filter.forward.process_with_scratch(
+                padded,
+                spectrum,
+                &mut transforms[..filter.forward.get_scratch_len()],
+            );
             for (value, factor) in spectrum.iter_mut().zip(filter.response()) {
                 *value *= *factor;
             }
             spectrum[0].im = 0.0;
             spectrum[length / 2].im = 0.0;
-            let inverse =
-                filter.inverse.process_with_scratch(spectrum, padded, &mut transforms[..filter.inverse.get_scratch_len()]);
+            let inverse = filter.inverse.process_with_scratch(
+                spectrum,
+                padded,
+                &mut transforms[..filter.inverse.get_scratch_len()],
+            );
             debug_assert!(forward.is_ok() && inverse.is_ok());
             row.copy_from_slice(&padded[..columns]);
         }

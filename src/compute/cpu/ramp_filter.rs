@@ -227,10 +227,13 @@ mod tests {
             assert_eq!((filter.transform_len(), last), (256, 128));
             assert!(filter.response()[k_cut + 1..].iter().all(|&r| r == 0.0), "{name}");
             // Below the cut-off: the ramp times the window.
-            let ratio = f64::from(filter.response()[32]) / f64::from(RampFilter::new(128, Window::RamLak, 1.0).response()[32]);
+            let ratio =
+                f64::from(filter.response()[32]) / f64::from(RampFilter::new(128, Window::RamLak, 1.0).response()[32]);
             assert!((ratio - window.at(0.5)).abs() < 1e-6, "{name} {ratio}");
         }
         assert!((Window::Hann.at(0.5) - 0.5).abs() < 1e-12 && (Window::Cosine.at(1.0)).abs() < 1e-12);
-        assert!((Window::SheppLogan.at(1.0) - 2.0 / PI).abs() < 1e-12 && (Window::Hamming.at(1.0) - 0.08).abs() < 1e-12);
+        assert!(
+            (Window::SheppLogan.at(1.0) - 2.0 / PI).abs() < 1e-12 && (Window::Hamming.at(1.0) - 0.08).abs() < 1e-12
+        );
     }
 }

@@ -5,9 +5,7 @@ use std::f64::consts::{PI, TAU};
 
 use glam::DVec3;
 
-use super::{
-    Fan, FanFrame, FieldOfView, MAX_ORBIT_DEVIATION, MAX_PITCH_YAW_RAD, MAX_ROLL_RAD, Orbit, ScanClass, Turn,
-};
+use super::{Fan, FanFrame, FieldOfView, MAX_ORBIT_DEVIATION, MAX_PITCH_YAW_RAD, MAX_ROLL_RAD, Orbit, ScanClass, Turn};
 use crate::geometry::{GeometryError, ScanGeometry, VolumeGrid};
 
 /// The turn counts as closed while the largest step stays within this many typical steps.

@@ -139,7 +139,11 @@ impl FdkAccumulator {
                 .copy_from_slice(&self.plan.column_weights[view * columns..][..columns]);
             if self.plan.image.is_none() {
                 let narrow = widen_back(&self.plan.geometry.views[view], self.plan.pad);
-                weights::fill_image(detector, &narrow, &mut self.call_images[index * detector.pixels()..][..detector.pixels()]);
+                weights::fill_image(
+                    detector,
+                    &narrow,
+                    &mut self.call_images[index * detector.pixels()..][..detector.pixels()],
+                );
             }
         }
         Ok(())

@@ -81,11 +81,7 @@ fn cases() -> Vec<Case> {
             radius_mm: 75.0,
             ..base()
         },
-        Case {
-            name: "short scan of 180 deg + fan",
-            angles: uniform(120, 1.0, PI + 2.0 * 0.09),
-            ..base()
-        },
+        Case { name: "short scan of 180 deg + fan", angles: uniform(120, 1.0, PI + 2.0 * 0.09), ..base() },
         Case { name: "short scan of 250 deg, clockwise", angles: uniform(150, 1.0, -250.0 * PI / 180.0), ..base() },
         Case { name: "short scan of 340 deg", angles: uniform(170, -2.0, 340.0 * PI / 180.0), ..base() },
         Case {
@@ -102,7 +98,11 @@ fn cases() -> Vec<Case> {
         },
         Case {
             name: "offsets of detector and volume",
-            orbit: CircularOrbit { offset_u_mm: 1.3, offset_v_mm: -7.0, ..orbit(1000.0, 1500.0, [141, 128], [2.0, 2.0]) },
+            orbit: CircularOrbit {
+                offset_u_mm: 1.3,
+                offset_v_mm: -7.0,
+                ..orbit(1000.0, 1500.0, [141, 128], [2.0, 2.0])
+            },
             centre: DVec3::new(7.0, -5.0, 4.0),
             ..base()
         },
@@ -141,7 +141,11 @@ fn inside(volume: &[f32], grid: &VolumeGrid, centre: DVec3, radius: f64) -> (f64
 #[test]
 fn a_water_sphere_reads_zero_hu_for_every_scan() {
     for case in cases() {
-        let grid = VolumeGrid::over_box([case.voxels, case.voxels - 3, case.voxels + 2], DVec3::splat(case.size_mm), case.centre);
+        let grid = VolumeGrid::over_box(
+            [case.voxels, case.voxels - 3, case.voxels + 2],
+            DVec3::splat(case.size_mm),
+            case.centre,
+        );
         let geometry = case.orbit.at_angles(&case.angles);
         let phantom = EllipsoidPhantom::sphere(case.centre, case.radius_mm, MU_WATER);
         let volume = fdk(&phantom, &geometry, &grid, FdkSettings::default());

@@ -69,11 +69,7 @@ unsafe fn resample<const REACH: usize>(ray: &Ray<'_>, voxels: &mut [f32]) {
         let right = left.add(stride);
         let (a, b) = (_mm512_set1_ps(ray.weights[0]), _mm512_set1_ps(ray.weights[1]));
         let lane = _mm512_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0);
-        let lane = if REACH == 4 {
-            _mm512_mask_sub_ps(lane, 0xff00, lane, _mm512_set1_ps(8.0))
-        } else {
-            lane
-        };
+        let lane = if REACH == 4 { _mm512_mask_sub_ps(lane, 0xff00, lane, _mm512_set1_ps(8.0)) } else { lane };
         let rows_of_lane = _mm512_mul_ps(lane, _mm512_set1_ps(ray.step as f32));
         let one = _mm512_set1_epi32(1);
         let blend = |row: i64| {

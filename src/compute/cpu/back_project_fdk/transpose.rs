@@ -47,13 +47,7 @@ impl Layout {
 const BAND: usize = 32;
 
 /// Copies all views; `filtered` is `[view][row v][column u]`.
-pub(super) fn transpose(
-    simd: SimdLevel,
-    layout: Layout,
-    poses: &[ViewPose],
-    filtered: &[f32],
-    copies: &mut [f32],
-) {
+pub(super) fn transpose(simd: SimdLevel, layout: Layout, poses: &[ViewPose], filtered: &[f32], copies: &mut [f32]) {
     let pixels = layout.columns * layout.rows;
     copies.par_chunks_mut(layout.view_floats()).zip(filtered.par_chunks(pixels)).zip(poses).for_each(
         |((copy, view), pose)| {
