@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::Failure;
 use crate::error::exit;
-use crate::formats::{FormatError, SceneScale, nifti, npy, scene};
+use crate::formats::{FormatError, SceneScale, nifti, npy, picture, scene};
 use crate::geometry::VolumeGrid;
 
 /// How long a volume is leased for copying it out.
@@ -208,13 +208,29 @@ fn save(arguments: &Arguments, volume: &Copied) -> Result<(), Failure> {
         }
     }
     if let Some(path) = &arguments.png {
-        write_picture(path, &absolute.volume_hu(mu.view()), &grid)?;
+        if scale.is_absolute {
+            write_picture(path, header, scale.volume_hu(mu.view()).view(), picture::Window::WIDE)?;
+        } else {
+            // The scene's own values, which its field normalises to [0, 1].
+            let window = picture::Window { low: 0.0, high: 1.0, unit: "" };
+            write_picture(path, header, scale.volume_values(mu.view()).view(), window)?;
+        }
     }
     Ok(())
 }
 
-fn write_picture(path: &Path, _hu: &ndarray::Array3<f32>, _grid: &VolumeGrid) -> Result<(), Failure> {
-    Err(Failure { message: format!("{}: pictures are not there yet", path.display()), code: exit::OUTPUT })
+/// Three slices, with what the volume's header says of it.
+fn write_picture(
+    path: &Path,
+    header: &VolumeHeader,
+    values: ArrayView3<'_, f32>,
+    window: picture::Window,
+) -> Result<(), Failure> {
+    let seen = SeenVolume::of(header);
+    let missing = if seen.missing_frames > 0 { format!(", {} missing", seen.missing_frames) } else { String::new() };
+    let caption = format!("{} volume {}: {} frames{missing}", seen.status, seen.generation, seen.frames);
+    let panel = picture::Panel { volume: values, spacing_mm: header.spacing_mm, caption };
+    picture::write_slices(path, &panel, window).map_err(|error| Failure::new(exit::OUTPUT, &error))
 }
 
 fn has_ending(path: &Path, ending: &str) -> bool {

@@ -108,6 +108,7 @@ impl<'p> Pipeline<'p> {
         self.accumulator.reset();
         self.volume.fill(0.0);
         self.preprocessor.forget_counters();
+        self.supervision.reconstruct().scan = self.scan.summary();
         self.staging.receive_here();
         let _clock = monotonic_ns();
         rayon::broadcast(|_| crate::supervise::mark_frame_path());
@@ -308,6 +309,7 @@ impl<'p> Pipeline<'p> {
                 _ => counters.scans_lost += 1,
             }
         }
+        tell_rung(&self.supervision, self.ladder.scan_ended(self.staging.waiting()), self.ladder.rung());
         self.supervision.tell(Event::ScanEnded { views, planned });
         self.supervision.scans_ended.fetch_add(1, Ordering::AcqRel);
     }

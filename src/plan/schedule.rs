@@ -91,7 +91,7 @@ pub(super) fn ladder(settings: &Settings) -> Vec<RungRule> {
         rules.push(rule(
             Rung::PreviewsSkipped,
             format!("{} of {staging} staging buffers wait", staging.div_ceil(2)),
-            "at most one waits, 8 frames in a row",
+            "at most one waits, 8 frames in a row or at a scan's end",
         ));
     }
     rules.push(rule(

@@ -3,7 +3,7 @@
 //! | rung | enters | leaves | what is lost |
 //! |---|---|---|---|
 //! | full | at the start; from below as stated there | | nothing |
-//! | previews skipped | half of the staging buffers wait when a frame is taken up | no more than one waits, for [`CALM_FRAMES`] frames in a row | previews; every frame still goes into the volume |
+//! | previews skipped | half of the staging buffers wait when a frame is taken up | no more than one waits, for [`CALM_FRAMES`] frames in a row or at a scan's end | previews; every frame still goes into the volume |
 //! | stale | a scan ended (broke off, or its frames were all refused) without a volume | the next volume is published | the last volume stands, published again with STALE |
 //! | stopped | an error that nothing can be done about | never | all; the daemon ends and says why |
 //!
@@ -80,6 +80,11 @@ impl Ladder {
         }
     }
 
+    /// A scan has ended while `waiting` frames wait.
+    pub fn scan_ended(&mut self, waiting: usize) -> Option<Rung> {
+        if self.rung == Rung::PreviewsSkipped && waiting <= 1 { self.go(Rung::Full) } else { None }
+    }
+
     /// Whether a preview that is due may be made now.
     #[must_use]
     pub fn allows_previews(&self) -> bool {
@@ -136,6 +141,10 @@ mod tests {
         assert_eq!(ladder.frame(1, 8), Some(Rung::PreviewsSkipped));
         assert!(ladder.allows_previews());
         assert_eq!(ladder.counters(), LadderCounters { previews_skipped: 1, recovered: 1, ..Default::default() });
+        ladder.frame(8, 8);
+        assert_eq!(ladder.scan_ended(2), None, "the next scan's frames wait already");
+        assert_eq!(ladder.scan_ended(0), Some(Rung::PreviewsSkipped));
+        assert_eq!(ladder.rung(), Rung::Full);
     }
 
     #[test]

@@ -35,10 +35,12 @@ fn a_c_gantry_plays_raw_counts_and_a_reader_saves_the_volume() {
     assert_is_the_phantom(&saved_hu(&out));
     let report = json(&daemon.end());
     assert_eq!(report["state"], "stopped");
-    assert_eq!(report["reconstruct"]["previews"], 3);
+    // On a busy machine the ladder may have skipped some of the three.
+    let count = |name: &str| report["reconstruct"][name].as_u64().unwrap();
+    assert_eq!(count("previews") + count("previews_skipped"), 3);
     assert_eq!(report["reconstruct"]["full"], 1);
     assert_eq!(report["preprocess"]["flat_frames"], 1);
-    assert_eq!(report["preview_latency"]["count"], 4);
+    assert_eq!(report["preview_latency"]["count"].as_u64(), Some(count("previews") + 1));
     assert_eq!(report["frame_latency"]["count"], 40);
     assert_eq!(report["events_lost"], 0);
 }
