@@ -27,7 +27,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make a scan from a CT volume or a built-in phantom
-    Simulate(simulate::Arguments),
+    Simulate(Box<simulate::Arguments>),
     /// Reconstruct a scan on disk
     Reconstruct(reconstruct::Arguments),
     /// Compare a volume with a reference

@@ -23,6 +23,7 @@ pub mod orbit_design;
 pub mod photon_noise;
 pub mod raw_detector;
 pub mod recipe;
+mod separable;
 pub mod thorax;
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ enum Law {
 /// Arguments of `diffnr simulate`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES, allow_negative_numbers = true)]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// CT volume in HU (.nii or .nii.gz, any affine)
     #[arg(value_name = "CT.nii.gz", required_unless_present = "phantom", conflicts_with = "phantom")]
     ct: Option<PathBuf>,
@@ -242,7 +242,7 @@ impl Arguments {
 ///
 /// # Errors
 /// See [`crate::error::exit`].
-pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let begin = Instant::now();
     check_target(&arguments.output, arguments.force)?;
     let recipe = arguments.recipe();
@@ -372,3 +372,6 @@ fn report(arguments: &Arguments, simulated: &Simulated, seconds: f64) {
         scan.grid.voxels[2],
     );
 }
+
+#[cfg(test)]
+mod tests;

@@ -223,7 +223,7 @@ impl Header {
                 "TransformMatrix" | "Rotation" | "Orientation" => {
                     let matrix =
                         floats(value, dimensions * dimensions).ok_or_else(|| bad("must hold finite numbers"))?;
-                    let identity = |at: usize| f64::from(u8::from(at % (dimensions + 1) == 0));
+                    let identity = |at: usize| f64::from(u8::from(at.is_multiple_of(dimensions + 1)));
                     if matrix.iter().enumerate().any(|(at, element)| (element - identity(at)).abs() > 1e-6) {
                         return Err(bad("must be the identity; resample the image along its axes"));
                     }

@@ -41,9 +41,8 @@ mod write;
 
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array2, Array3, Axis};
-
 use glam::DVec3;
+use ndarray::{Array2, Array3, Axis};
 
 use super::{FormatError, MAX_PROJECTION_VALUES, MAX_VOXELS, Scan, SceneScale, npy};
 use crate::geometry::{Detector, ScanGeometry, VolumeGrid};
@@ -129,20 +128,22 @@ pub fn read(folder: &Path) -> Result<Scene, FormatError> {
     Ok(Scene { scan, test, ground_truth_per_mm, acquisition: meta.acquisition, raw })
 }
 
-/// A scan without its pixels: poses, grid and scale.
+/// What a scene's description says, without its views.
 #[derive(Debug, Clone)]
 pub struct Description {
     /// Detector and the poses of the training views.
     pub geometry: ScanGeometry,
     /// The scene's own volume grid, in mm.
     pub grid: VolumeGrid,
-    /// How to go back to the scene's lengths and values.
+    /// The scene's lengths and values in absolute terms.
     pub scale: SceneScale,
     /// See [`Scan::patient_offset_mm`].
     pub patient_offset_mm: DVec3,
+    /// How the scan was made.
+    pub acquisition: Acquisition,
 }
 
-/// Reads `meta_data.json` alone: what the daemon plans by.
+/// Reads `meta_data.json` alone: no view is opened.
 ///
 /// # Errors
 /// See [`read`].
@@ -153,6 +154,7 @@ pub fn read_description(folder: &Path) -> Result<Description, FormatError> {
         grid: meta.grid,
         scale: meta.scale,
         patient_offset_mm: meta.patient_offset_mm,
+        acquisition: meta.acquisition,
     })
 }
 

@@ -74,9 +74,9 @@ fn kernel() -> [f64; WINDOW] {
 /// Buffers of one thread, reused from slice to slice.
 #[derive(Default)]
 struct Scratch {
-    row: [Vec<f64>; 5],
-    filtered: [Vec<f64>; 5],
-    line: [Vec<f64>; 5],
+    row: [Vec<f64>; 4],
+    filtered: [Vec<f64>; 4],
+    line: [Vec<f64>; 4],
 }
 
 fn slice_ssim(
@@ -102,11 +102,11 @@ fn slice_ssim(
     filtered.iter_mut().for_each(|buffer| buffer.resize(height * inner, 0.0));
     line.iter_mut().for_each(|buffer| buffer.resize(inner, 0.0));
 
-    // Along rows: means of a, b, aa, bb, ab.
+    // Along rows: means of a, b, aa + bb (only the variances' sum is needed) and ab.
     for y in 0..height {
         for (x, (a, b)) in a.row(y).iter().zip(b.row(y)).enumerate() {
             let (a, b) = (f64::from(*a), f64::from(*b));
-            (row[0][x], row[1][x], row[2][x], row[3][x], row[4][x]) = (a, b, a * a, b * b, a * b);
+            (row[0][x], row[1][x], row[2][x], row[3][x]) = (a, b, a * a + b * b, a * b);
         }
         for (source, target) in row.iter().zip(filtered.iter_mut()) {
             let target = &mut target[y * inner..(y + 1) * inner];
@@ -132,9 +132,9 @@ fn slice_ssim(
                 continue;
             }
             let (ma, mb) = (line[0][x], line[1][x]);
-            let (va, vb, covariance) = (line[2][x] - ma * ma, line[3][x] - mb * mb, line[4][x] - ma * mb);
-            let luminance = (2.0 * ma * mb + c1) / (ma * ma + mb * mb + c1);
-            sum += luminance * (2.0 * covariance + c2) / (va + vb + c2);
+            let squares = ma * ma + mb * mb;
+            let (variances, covariance) = (line[2][x] - squares, line[3][x] - ma * mb);
+            sum += (2.0 * ma * mb + c1) * (2.0 * covariance + c2) / ((squares + c1) * (variances + c2));
             count += 1;
         }
     }

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::error::SimulateError;
 use super::object::Extent;
+use super::separable::{self, Cells};
 use crate::formats::nifti::CtVolume;
 use crate::geometry::VolumeGrid;
 
@@ -80,6 +81,12 @@ impl CtObject {
             patient_offset_mm: centre,
             mu_water_per_mm,
         })
+    }
+
+    /// Number of the volume's own voxels.
+    #[must_use]
+    pub fn voxels(&self) -> usize {
+        self.mu_per_mm.len()
     }
 
     /// Where the volume holds more than air.
@@ -156,46 +163,74 @@ impl CtObject {
         self.at_index(self.gantry_to_index.transform_point3(point_mm))
     }
 
-    /// Cell averages `[x][y][z]` (1/mm): means over points in each cell, at least `least`^3 of them and no further apart than half
-    /// the volume's own spacing.
+    /// Cell averages `[x][y][z]` (1/mm) of the trilinear object: exact where the volume's axes run along the world's, else means over
+    /// at least 2^3 points a cell, no further apart than three quarters of the volume's own spacing.
     #[must_use]
-    pub fn voxelise(&self, grid: &VolumeGrid, least: usize) -> Array3<f32> {
+    pub fn voxelise(&self, grid: &VolumeGrid) -> Array3<f32> {
+        if let Some(cells) = self.cells(grid) {
+            return self.resample_along(&cells, [true; 3]);
+        }
         let own = self.spacing_along_world_mm();
-        let counts =
-            (2.0 * grid.voxel_mm / own).to_array().map(|n| (n - 1e-6).ceil().clamp(least.max(1) as f64, 16.0) as usize);
+        let counts = (grid.voxel_mm / (0.75 * own)).to_array().map(|n| (n - 1e-6).ceil().clamp(2.0, 16.0) as usize);
         self.sample(grid, counts)
     }
 
-    /// Values at the centres of a grid's cells, or cell averages where cells are larger than the volume's own voxels.
+    /// Values at the centres of a grid's cells; averages along axes on which cells are larger than the volume's own voxels.
     #[must_use]
     pub fn resample(&self, grid: &VolumeGrid) -> Array3<f32> {
         let own = self.spacing_along_world_mm();
         let counts = (grid.voxel_mm / own).to_array().map(|n| (n - 1e-6).ceil().clamp(1.0, 16.0) as usize);
-        self.sample(grid, counts)
+        match self.cells(grid) {
+            Some(cells) => self.resample_along(&cells, counts.map(|n| n > 1)),
+            None => self.sample(grid, counts),
+        }
     }
 
-    fn sample(&self, grid: &VolumeGrid, counts: [usize; 3]) -> Array3<f32> {
-        let offsets = |axis: usize| {
-            let n = counts[axis];
-            (0..n).map(move |i| ((i as f64 + 0.5) / n as f64 - 0.5) * grid.voxel_mm[axis]).collect::<Vec<_>>()
+    /// Which axis of the volume runs along each axis of the world and where the grid's cells lie on it; `None` for oblique volumes.
+    fn cells(&self, grid: &VolumeGrid) -> Option<[(usize, Cells); 3]> {
+        let m = self.gantry_to_index.matrix3;
+        let origin = self.gantry_to_index.transform_point3(grid.origin_mm());
+        let along = |world: usize| {
+            let column = m.col(world);
+            let own = (0..3).max_by(|&a, &b| column[a].abs().total_cmp(&column[b].abs()))?;
+            let stray = (0..3).filter(|&axis| axis != own).map(|axis| column[axis].abs()).fold(0.0, f64::max);
+            // Less than a thousandth of a voxel of stray over the whole grid.
+            let straight = stray * grid.size_mm()[world] < 1e-3;
+            let cells =
+                Cells { first: origin[own], step: column[own] * grid.voxel_mm[world], count: grid.voxels[world] };
+            straight.then_some((own, cells))
         };
-        let (dx, dy, dz) = (offsets(0), offsets(1), offsets(2));
-        let share = 1.0 / (counts.iter().product::<usize>() as f64);
+        Some([along(0)?, along(1)?, along(2)?])
+    }
+
+    fn resample_along(&self, cells: &[(usize, Cells); 3], mean: [bool; 3]) -> Array3<f32> {
+        let own = cells.map(|(axis, _)| axis);
+        let volume = self.mu_per_mm.view().permuted_axes(own);
+        let taps = [0, 1, 2].map(|world| {
+            let (n, cells) = (volume.len_of(Axis(world)), &cells[world].1);
+            if mean[world] { cells.means(n) } else { cells.points(n) }
+        });
+        separable::resample(volume, [&taps[0], &taps[1], &taps[2]])
+    }
+
+    /// Means over `counts` points along each axis of every cell.
+    fn sample(&self, grid: &VolumeGrid, counts: [usize; 3]) -> Array3<f32> {
+        let m = self.gantry_to_index.matrix3;
+        let share = |axis: usize, i: usize| ((i as f64 + 0.5) / counts[axis] as f64 - 0.5) * grid.voxel_mm[axis];
+        let mut offsets = Vec::new();
+        for x in 0..counts[0] {
+            for y in 0..counts[1] {
+                for z in 0..counts[2] {
+                    offsets.push(m * DVec3::new(share(0, x), share(1, y), share(2, z)));
+                }
+            }
+        }
         let mut volume = Array3::zeros(grid.voxels);
         volume.outer_iter_mut().into_par_iter().enumerate().for_each(|(ix, mut slab)| {
-            for (iy, mut line) in slab.outer_iter_mut().enumerate() {
-                for (iz, out) in line.iter_mut().enumerate() {
-                    let centre = grid.voxel_centre_mm(ix, iy, iz);
-                    let mut sum = 0.0;
-                    for &x in &dx {
-                        for &y in &dy {
-                            for &z in &dz {
-                                sum += self.value_at(centre + DVec3::new(x, y, z));
-                            }
-                        }
-                    }
-                    *out = (sum * share) as f32;
-                }
+            for ((iy, iz), out) in slab.indexed_iter_mut() {
+                let centre = self.gantry_to_index.transform_point3(grid.voxel_centre_mm(ix, iy, iz));
+                let sum: f64 = offsets.iter().map(|&offset| self.at_index(centre + offset)).sum();
+                *out = (sum / offsets.len() as f64) as f32;
             }
         });
         volume

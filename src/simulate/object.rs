@@ -95,7 +95,7 @@ pub enum Object {
     /// A CT volume, projected from a fine grid (see [`CtObject::fine_grid`]).
     Sampled {
         /// The volume itself.
-        ct: CtObject,
+        ct: Box<CtObject>,
         /// The fine grid.
         grid: VolumeGrid,
         /// Values on it, `[x][y][z]`, 1/mm.
@@ -134,7 +134,7 @@ impl Object {
             // 5^3 points in cut voxels: a surface's share is then right to about 2 % of the step across it.
             Self::Additive(phantom) => phantom.voxelise(grid, 5),
             Self::Layered(phantom) => phantom.voxelise(grid, 5),
-            Self::Sampled { ct, .. } => ct.voxelise(grid, 2),
+            Self::Sampled { ct, .. } => ct.voxelise(grid),
         }
     }
 }

@@ -284,12 +284,12 @@ fn check(request: &OrbitRequest, extent: &Extent) -> Result<(), SimulateError> {
         }
     }
     for (field, value) in [("--offset-u", request.offset_u_mm.unwrap_or(0.0)), ("--offset-v", request.offset_v_mm)] {
-        if !(value.abs() <= 5000.0) {
+        if !(-5000.0..=5000.0).contains(&value) {
             return setting(field, value, "must lie within +-5000 mm".into());
         }
     }
     for (field, value) in ["--roll", "--pitch-tilt", "--yaw"].into_iter().zip(request.tilt_rad) {
-        if !(value.abs() <= 0.5 * PI) {
+        if !(-0.5 * PI..=0.5 * PI).contains(&value) {
             return setting(field, value.to_degrees(), "must lie within +-90 degrees".into());
         }
     }

@@ -18,7 +18,7 @@ use crate::compute::cpu::CpuCompute;
 use crate::formats::scene::{Acquisition, Scene, TestViews};
 use crate::formats::{Scan, SceneScale, nifti};
 use crate::geometry::coverage::Coverage;
-use crate::geometry::{Detector, GeometryError, ScanGeometry, VolumeGrid};
+use crate::geometry::{GeometryError, ScanGeometry, VolumeGrid};
 
 /// What stands in the beam.
 #[derive(Debug, Clone, PartialEq)]
@@ -139,7 +139,9 @@ pub fn simulate(recipe: &Recipe, mut progress: impl FnMut(Progress)) -> Result<S
     check_coverage(recipe, &design, &geometry, &grid, &mut notes)?;
 
     let fine_grid = ct.as_ref().map(|ct| ct.fine_grid(&grid, recipe.oversample));
-    check_memory(recipe, &grid, fine_grid.as_ref())?;
+    let needed_mib = needed_mib(recipe, &grid, ct.as_ref().map_or(0, CtObject::voxels), fine_grid.as_ref());
+    check_memory(needed_mib)?;
+    notes.push(format!("memory at the peak about {needed_mib} MiB"));
     let object = match (ct, fine_grid, analytic) {
         (Some(ct), Some(fine_grid), _) => {
             progress(Progress::Step("sampling the volume"));
@@ -153,7 +155,7 @@ pub fn simulate(recipe: &Recipe, mut progress: impl FnMut(Progress)) -> Result<S
             ));
             let (fine, _) = ct.resample(&fine_grid).into_raw_vec_and_offset();
             let compute = prepared(recipe, &fine_grid)?;
-            Object::Sampled { ct, grid: fine_grid, fine, compute }
+            Object::Sampled { ct: Box::new(ct), grid: fine_grid, fine, compute }
         }
         (_, _, Some(object)) => object,
         _ => return Err(SimulateError::setting("object", "none", "give a CT volume or --phantom")),
@@ -282,21 +284,19 @@ fn check_coverage(
     }
 }
 
-/// MiB at the peak: projections (train, test, raw), sub-pixel chunk, ground truth, the CT and its fine grid.
+/// MiB at the peak: projections (train, test, raw), sub-pixel chunk, ground truth, the CT's `ct_voxels` and its fine grid.
 #[must_use]
-pub fn needed_mib(recipe: &Recipe, grid: &VolumeGrid, fine_grid: Option<&VolumeGrid>) -> usize {
-    let Detector { columns, rows } = recipe.orbit.detector;
-    let pixels = columns * rows;
+pub fn needed_mib(recipe: &Recipe, grid: &VolumeGrid, ct_voxels: usize, fine_grid: Option<&VolumeGrid>) -> usize {
+    let pixels = recipe.orbit.detector.pixels();
     let views = recipe.orbit.views + recipe.test_views;
     let stack = 4 * pixels * views + if recipe.raw { 2 * pixels * recipe.orbit.views } else { 0 };
-    let chunk =
-        4 * pixels * recipe.subpixels.pow(2) * acquire::views_per_chunk(recipe.orbit.detector, recipe.subpixels);
+    let per_chunk = acquire::views_per_chunk(recipe.orbit.detector, recipe.subpixels).min(views);
+    let chunk = 4 * pixels * recipe.subpixels.pow(2) * per_chunk;
     // Writing takes a second copy of the ground truth.
-    (stack + chunk + 8 * grid.len() + 4 * fine_grid.map_or(0, VolumeGrid::len)) >> 20
+    (stack + chunk + 8 * grid.len() + 4 * (ct_voxels + fine_grid.map_or(0, VolumeGrid::len))) >> 20
 }
 
-fn check_memory(recipe: &Recipe, grid: &VolumeGrid, fine_grid: Option<&VolumeGrid>) -> Result<(), SimulateError> {
-    let needed_mib = needed_mib(recipe, grid, fine_grid);
+fn check_memory(needed_mib: usize) -> Result<(), SimulateError> {
     match available_mib() {
         Some(available_mib) if needed_mib > available_mib => Err(SimulateError::Memory { needed_mib, available_mib }),
         _ => Ok(()),

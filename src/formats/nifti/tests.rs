@@ -211,6 +211,30 @@ fn canonical_views_run_along_the_world() {
 }
 
 #[test]
+fn cell_averages_keep_the_mean_and_know_the_edge() {
+    let fine = VolumeGrid::over_box([12, 16, 20], DVec3::new(12.0, 16.0, 20.0), DVec3::new(3.0, 4.0, 5.0));
+    let ramp = Array::from_shape_fn((12, 16, 20), |(x, y, z)| {
+        let at = fine.voxel_centre_mm(x, y, z);
+        (2.0 * at.x - 3.0 * at.y + 0.5 * at.z) as f32
+    });
+    let volume = CtVolume { hu: ramp, voxel_to_world_mm: grid_to_world_mm(&fine, DVec3::ZERO) };
+    let coarse = VolumeGrid::over_box([3, 4, 7], DVec3::new(12.0, 16.0, 28.0), DVec3::new(3.0, 4.0, 5.0));
+    let (values, inside) = volume.averaged_onto(&grid_to_world_mm(&coarse, DVec3::ZERO), [3, 4, 7]);
+    for ((x, y, z), &value) in values.indexed_iter() {
+        assert_eq!(inside[[x, y, z]], (1..6).contains(&z), "{z}");
+        // Away from the edges a linear function is its own cell average; float32 voxels of size 1e2.
+        if x == 1 && (1..3).contains(&y) && (2..5).contains(&z) {
+            let at = coarse.voxel_centre_mm(x, y, z);
+            assert!((f64::from(value) - (2.0 * at.x - 3.0 * at.y + 0.5 * at.z)).abs() < 1e-4);
+        }
+    }
+    // Onto its own grid: cells are averaged there too, but a constant stays, and every voxel is inside.
+    let constant = CtVolume { hu: Array3::from_elem((12, 16, 20), 7.0), ..volume };
+    let (same, inside) = constant.averaged_onto(&constant.voxel_to_world_mm, [12, 16, 20]);
+    assert!(same.iter().all(|&value| value == 7.0) && inside.iter().all(|&inside| inside));
+}
+
+#[test]
 fn names_that_are_not_niftis_are_refused() {
     let error = write(Path::new("v.img"), asymmetric().view(), &oblique(), Storage::Int16).unwrap_err().to_string();
     assert!(error.contains(".nii.gz"), "{error}");

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::geometry::CircularOrbit;
 
-/// Written by RTK (itk-rtk 2.7.0.post1, WriteGeometry) for one view with all parameters set; its matrix is the
+/// Written by RTK (itk-rtk 2.7.0.post1, ThreeDCircularProjectionGeometryXMLFileWriter) for one view with all parameters set; its matrix is the
 /// reference that our rotations and signs are held against.
 const BY_RTK: &str = r#"<?xml version="1.0"?>
 <!DOCTYPE RTKGEOMETRY>

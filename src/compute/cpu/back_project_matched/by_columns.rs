@@ -38,14 +38,14 @@ pub(in super::super) struct Tile<'a> {
 pub(super) struct Workspace<'a> {
     /// Heights of the tile over `centre`.
     numbers: &'a mut [f32],
-    /// One column of heights with one more on each side.
+    /// One column of heights with two more on each side.
     heights: &'a mut [f32],
     centre: f64,
 }
 
 /// Floats of scratch that [`Workspace::new`] takes.
 pub(super) fn workspace_floats(stride: usize) -> usize {
-    2 * stride + 2
+    2 * stride + 4
 }
 
 impl<'a> Workspace<'a> {
@@ -56,7 +56,7 @@ impl<'a> Workspace<'a> {
         for (index, number) in numbers.iter_mut().enumerate() {
             *number = ((tile.heights.start + index) as f64 - centre) as f32;
         }
-        Self { numbers, heights: &mut rest[..tile.stride + 2], centre }
+        Self { numbers, heights: &mut rest[..tile.stride + 4], centre }
     }
 }
 
@@ -146,28 +146,28 @@ fn step(tile: &Tile<'_>, column: &Column, rows: usize, k: usize) -> Option<Step>
 fn add_plain(tile: &mut Tile<'_>, work: &mut Workspace<'_>, step: &Step, rows: &[f32]) {
     let low = tile.heights.start as f64;
     let count = tile.heights.len();
-    let heights = &mut work.heights[..count + 2];
-    // heights[i] stands for the tile's height i - 1.
-    heights[step.begin..step.end + 2].fill(0.0);
+    // heights[i] stands for the tile's height i - 2; what falls beside the tile is never read.
+    let heights = &mut work.heights[..count + 4];
+    heights[step.begin..step.end + 4].fill(0.0);
     let first = (((low - 1.0 - step.z) / step.slope).max(0.0)) as usize;
     let last = rows.len().min((((low + count as f64 - step.z) / step.slope).max(0.0) as usize).saturating_add(1));
     let (z, slope) = ((step.z - work.centre) as f32, step.slope as f32);
-    let shift = (work.centre - low) as f32 + 1.0;
+    let shift = (work.centre - low) as f32 + 2.0;
     for (row, value) in rows.iter().enumerate().take(last).skip(first) {
         let height = z + slope * row as f32;
+        // Truncation is floor but for rows that end below heights[0], which may go to it: it stands beside the tile.
         let whole = (height + shift) as i32;
         let fraction = height - (whole as f32 - shift);
         let whole = whole as usize;
-        // Rows that stick out (by rounding, or with slopes over one voxel) have no height here; their weight is zero.
-        if whole >= step.begin && whole <= step.end && fraction > -0.001 {
+        if whole >= step.begin && whole < step.end + 2 {
             heights[whole] += (1.0 - fraction) * value;
             heights[whole + 1] += fraction * value;
         }
     }
     let (lower, upper) = tile.sums[step.lower..].split_at_mut(tile.stride);
     for i in step.begin..step.end {
-        lower[i] += step.weight_lower * heights[i + 1];
-        upper[i] += step.weight_upper * heights[i + 1];
+        lower[i] += step.weight_lower * heights[i + 2];
+        upper[i] += step.weight_upper * heights[i + 2];
     }
 }
 
