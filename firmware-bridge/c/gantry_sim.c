@@ -258,6 +258,7 @@ int main(int argc, char **argv) {
     }
     struct recording recording;
     if (!open_recording(&recording, options.recording_path)) {
+        close_recording(&recording);
         return EXIT_BAD_RECORDING;
     }
     /* Shared with the child of --restart. */
@@ -271,5 +272,6 @@ int main(int argc, char **argv) {
     if (code == EXIT_PLAYED) {
         report(&options, stats);
     }
+    close_recording(&recording);
     return code;
 }

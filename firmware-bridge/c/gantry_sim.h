@@ -48,7 +48,7 @@ struct recording {
     const unsigned char *base;
     uint64_t bytes;
     uint64_t frame_count;
-    const uint64_t *offsets; /* of each frame header */
+    uint64_t *offsets; /* of each frame header */
 };
 
 /* Returns -1, or the exit code if there is nothing to play (--help, a mistake). */
@@ -59,6 +59,9 @@ int in_list(const struct sim_options *options, uint64_t number);
 
 /* Maps a recording and checks every frame's header and CRCs. 0: complained on stderr. */
 int open_recording(struct recording *recording, const char *path);
+
+/* Gives back what it holds, also after a failed open. */
+void close_recording(struct recording *recording);
 
 /* Header of frame `index`; the payload follows it. */
 const dnr_frame_header *recording_frame(const struct recording *recording, uint64_t index);

@@ -188,18 +188,26 @@ const dnr_frame_header *recording_frame(const struct recording *recording, uint6
     return (const dnr_frame_header *)(const void *)(recording->base + recording->offsets[index]);
 }
 
+void close_recording(struct recording *recording) {
+    free(recording->offsets);
+    if (recording->base != NULL) {
+        munmap((void *)(uintptr_t)recording->base, (size_t)recording->bytes);
+    }
+    memset(recording, 0, sizeof *recording);
+}
+
 static int refuse(const char *path, const char *what) {
     fprintf(stderr, "gantry_sim: %s: %s\n", path, what);
     return 0;
 }
 
 int open_recording(struct recording *recording, const char *path) {
+    memset(recording, 0, sizeof *recording);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     struct stat status;
     if (fd < 0 || fstat(fd, &status) != 0) {
         return refuse(path, strerror(errno));
     }
-    memset(recording, 0, sizeof *recording);
     recording->bytes = (uint64_t)status.st_size;
     if (recording->bytes < DNR_RECORDING_HEADER_BYTES) {
         return refuse(path, "not a recording: shorter than its header");
@@ -225,6 +233,7 @@ int open_recording(struct recording *recording, const char *path) {
         return refuse(path, header->frame_count == 0 ? "holds no frames" : "truncated");
     }
     uint64_t *offsets = malloc((size_t)header->frame_count * sizeof *offsets);
+    recording->offsets = offsets;
     if (offsets == NULL) {
         return refuse(path, "out of memory");
     }
@@ -250,7 +259,6 @@ int open_recording(struct recording *recording, const char *path) {
         }
         at += (bytes + 7) / 8 * 8;
     }
-    recording->offsets = offsets;
     return 1;
 }
 

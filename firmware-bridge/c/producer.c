@@ -104,6 +104,9 @@ static int check_header(dnr_producer *producer, const dnr_frames_header *header)
     if (producer->bytes != bytes) {
         return DNR_ERROR_WRONG_SIZE;
     }
+    if (atomic_load_explicit(&header->write_cursor, memory_order_acquire) >= (uint64_t)1 << 55) {
+        return DNR_ERROR_BAD_FIELD; /* tickets have 56 bits: nonsense */
+    }
     if (atomic_load_explicit(&header->retired, memory_order_acquire) != 0) {
         return DNR_ERROR_RETIRED;
     }
@@ -117,6 +120,9 @@ int dnr_producer_attach_memory(dnr_producer *producer, void *base, size_t bytes,
     producer->fd = -1;
     if (bytes < DNR_FRAMES_HEADER_BYTES) {
         return DNR_ERROR_WRONG_SIZE;
+    }
+    if ((uintptr_t)base % DNR_CACHE_LINE != 0) {
+        return DNR_ERROR_BAD_FIELD; /* words would not be atomic */
     }
     dnr_frames_header *header = header_of(producer);
     int result = check_header(producer, header);

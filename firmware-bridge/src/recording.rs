@@ -94,7 +94,7 @@ impl RecordingWriter {
             header_bytes: RECORDING_HEADER_BYTES as u32,
             max_columns,
             max_rows,
-            max_payload_bytes: u64::from(max_columns) * u64::from(max_rows) * 4,
+            max_payload_bytes: (u64::from(max_columns) * u64::from(max_rows)).saturating_mul(4),
             ..RecordingHeader::zeroed()
         };
         check_limits(&header, path)?;
@@ -147,13 +147,14 @@ fn header_crc(header: &RecordingHeader) -> u32 {
 
 fn check_limits(header: &RecordingHeader, path: &Path) -> Result<(), RecordingError> {
     let pixels = u64::from(header.max_columns) * u64::from(header.max_rows);
+    let most_bytes = pixels.saturating_mul(4); // both may be nonsense here
     for (field, value, fits, wanted) in [
         ("max_columns", u64::from(header.max_columns), (1..=65536).contains(&header.max_columns), "must be 1 to 65536"),
         ("max_rows", header.max_rows.into(), (1..=65536).contains(&header.max_rows), "must be 1 to 65536"),
         (
             "max_payload_bytes",
             header.max_payload_bytes,
-            (1..=pixels * 4).contains(&header.max_payload_bytes),
+            (1..=most_bytes).contains(&header.max_payload_bytes),
             "must be 1 to max_columns x max_rows x 4",
         ),
     ] {

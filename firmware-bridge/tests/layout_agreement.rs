@@ -80,8 +80,11 @@ fn constants() -> Vec<(&'static str, u64)> {
     ]
 }
 
+/// Name, offset, bytes.
+type Field = (String, usize, usize);
+
 /// Offset and size of each field: up to the next one, as no struct has padding (`bytemuck::Pod` sees to that).
-fn fields(size: usize, offsets: &[(&str, usize)]) -> Vec<(String, usize, usize)> {
+fn fields(size: usize, offsets: &[(&str, usize)]) -> Vec<Field> {
     let ends = offsets.iter().skip(1).map(|&(_, offset)| offset).chain([size]);
     offsets.iter().zip(ends).map(|(&(name, offset), end)| (name.to_owned(), offset, end - offset)).collect()
 }
@@ -125,6 +128,21 @@ fn the_c_header_agrees() {
     assert_eq!(printed.lines().count(), expected.lines().count());
 }
 
+/// The producer that PROTOCOL.md shows compiles without a warning.
+#[test]
+fn the_example_of_protocol_md_compiles() {
+    let text = std::fs::read_to_string(common::crate_folder().join("PROTOCOL.md")).unwrap();
+    let example = text.split_once("```c\n").unwrap().1.split_once("```").unwrap().0;
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let source = folder.join("example.c");
+    std::fs::write(&source, example).unwrap();
+    let mut compiler = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".into()));
+    compiler.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-I"]);
+    compiler.arg(common::crate_folder().join("include")).arg("-c").arg(&source).arg("-o").arg(folder.join("example.o"));
+    let compiled = compiler.output().expect("a C compiler (cc, or $CC) is needed");
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+}
+
 /// Bytes of a type as PROTOCOL.md writes it: `u64`, `f64[3]`, `SequenceRange[16]`, `u64 atomic`.
 fn bytes_of(written: &str) -> usize {
     let written = written.trim_end_matches(" atomic");
@@ -145,7 +163,7 @@ fn bytes_of(written: &str) -> usize {
 #[test]
 fn protocol_md_agrees() {
     let text = std::fs::read_to_string(common::crate_folder().join("PROTOCOL.md")).unwrap();
-    let mut tables: BTreeMap<String, (usize, Vec<(String, usize, usize)>)> = BTreeMap::new();
+    let mut tables: BTreeMap<String, (usize, Vec<Field>)> = BTreeMap::new();
     let mut current = None;
     for line in text.lines() {
         if let Some(heading) = line.strip_prefix("#### ") {

@@ -3,6 +3,7 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p firmware-bridge --release --test loom`
 #![cfg(loom)]
+#![allow(clippy::unwrap_used)]
 
 use firmware_bridge::ring::machine as ring;
 use firmware_bridge::slots::machine as slots;
@@ -51,15 +52,18 @@ impl Ring {
         })
     }
 
-    /// SAFETY of the accesses below: loom reports a race if the state machine allows one.
     #[allow(unsafe_code)]
     fn write(&self, ticket: u64, value: u64) {
-        self.payloads[(ticket % self.slot_count()) as usize].with_mut(|payload| unsafe { *payload = value });
+        let payload = &self.payloads[(ticket % self.slot_count()) as usize];
+        // SAFETY: loom reports a race if the state machine allows one.
+        payload.with_mut(|payload| unsafe { *payload = value });
     }
 
     #[allow(unsafe_code)]
     fn read(&self, ticket: u64) -> u64 {
-        self.payloads[(ticket % self.slot_count()) as usize].with(|payload| unsafe { *payload })
+        let payload = &self.payloads[(ticket % self.slot_count()) as usize];
+        // SAFETY: as above.
+        payload.with(|payload| unsafe { *payload })
     }
 
     /// Sends `value` as `ticket`; returns (written, replaced an unread one).

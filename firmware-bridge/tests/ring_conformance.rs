@@ -221,7 +221,7 @@ fn calibration_frames_need_no_pose() {
             kind: kind as u32,
             columns: COLUMNS,
             rows: ROWS,
-            relative_exposure: 1.0,
+            relative_exposure: if kind == FrameKind::DarkU16 { 0.0 } else { 1.0 },
             ..FrameHeader::zeroed()
         };
         producer.send(&header, &[9; PIXELS * 2], 1);

@@ -239,7 +239,7 @@ fn impossible_requests_are_refused_before_anything_is_made() {
     for volumes in [
         VolumeGeometry { slot_count: 2, ..VOLUMES },
         VolumeGeometry { payload_capacity: 6, ..VOLUMES },
-        VolumeGeometry { payload_capacity: u64::MAX & !3, ..VOLUMES },
+        VolumeGeometry { payload_capacity: u64::MAX - 3, ..VOLUMES },
         VolumeGeometry::for_shape([0, 1, 1], 3),
     ] {
         assert!(serve(&name.0, RING, volumes, 0o600).is_err(), "{volumes:?}");
@@ -259,4 +259,14 @@ fn absurd_sizes_saturate_instead_of_overflowing() {
         u64::MAX
     );
     assert_eq!(VolumeGeometry::for_shape([u32::MAX; 3], u32::MAX).segment_bytes(), u64::MAX);
+}
+
+/// The daemon moves its two ends to different threads.
+#[test]
+fn both_ends_can_be_sent_to_threads() {
+    fn is_send<T: Send>() {}
+    is_send::<firmware_bridge::ring::FrameConsumer<Mapping>>();
+    is_send::<firmware_bridge::slots::VolumeWriter<Mapping>>();
+    is_send::<firmware_bridge::slots::VolumeReader<Mapping>>();
+    is_send::<FrameProducer<Mapping>>();
 }

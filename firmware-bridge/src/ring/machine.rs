@@ -121,7 +121,7 @@ pub fn publish<R: RingCells + ?Sized>(ring: &R, ticket: u64) -> bool {
     }
     // SYNC POINT R3: Release pairs with the Acquire load in `take`: who sees the cursor beyond a ticket sees its FULL (or
     // what came after it). A maximum, so that a superseded producer cannot turn the cursor back.
-    ring.write_cursor().fetch_max(ticket + 1, Ordering::Release);
+    ring.write_cursor().fetch_max(ticket.saturating_add(1), Ordering::Release);
     true
 }
 

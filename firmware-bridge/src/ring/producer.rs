@@ -144,7 +144,7 @@ impl<M: SharedMemory> WriteSlot<'_, M> {
             return Sent::Superseded;
         }
         ring.count(offset_of!(FramesHeader, written), 1);
-        producer.ticket += 1;
+        producer.ticket = producer.ticket.saturating_add(1);
         Sent::Written { replaced: self.replaced }
     }
 }

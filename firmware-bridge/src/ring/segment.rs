@@ -11,6 +11,9 @@ use bytemuck::Zeroable;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+/// A cursor at or above this is nonsense (tickets have 56 bits).
+const TICKET_LIMIT: u64 = 1 << 55;
+
 /// Size of a ring. The daemon fixes it; all bounds checks use this copy, never numbers re-read from shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingGeometry {
@@ -189,6 +192,10 @@ impl<M: SharedMemory> FrameRing<M> {
         }
         if actual != geometry.segment_bytes() {
             return Err(SegmentError::WrongSize { expected: geometry.segment_bytes(), actual });
+        }
+        let cursor = word(&memory, offset_of!(FramesHeader, write_cursor)).load(Ordering::Acquire);
+        if cursor >= TICKET_LIMIT {
+            return Err(SegmentError::BadField { field: "write_cursor", value: cursor, wanted: "must be below 2^55" });
         }
         if word(&memory, offset_of!(FramesHeader, retired)).load(Ordering::Acquire) != 0 {
             return Err(SegmentError::Retired);

@@ -72,12 +72,10 @@ impl FrameHeader {
             self.validate_pose()?;
         }
         let bad = |field, value: f32, wanted| Err(FrameError::Real { field, value: value.into(), wanted });
-        if !(self.relative_exposure.is_finite() && self.relative_exposure > 0.0) {
-            return bad(
-                "relative_exposure",
-                self.relative_exposure,
-                "must be finite and above 0 (1 = as the flat frames)",
-            );
+        let exposed = self.relative_exposure > 0.0 || kind == FrameKind::DarkU16 && self.relative_exposure == 0.0;
+        if !(self.relative_exposure.is_finite() && exposed) {
+            let wanted = "must be finite and above 0 (1 = as the flat frames; dark frames may say 0)";
+            return bad("relative_exposure", self.relative_exposure, wanted);
         }
         if !(self.i0_counts.is_finite() && self.i0_counts >= 0.0) {
             return bad("i0_counts", self.i0_counts, "must be finite and at least 0 (0 = not known)");

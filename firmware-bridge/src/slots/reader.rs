@@ -2,7 +2,7 @@
 
 use super::machine::{LEASE_LIMIT_MS, Lease, LeaseRefusal, acquire, release, renew, still_held};
 use super::segment::VolumeSlots;
-use crate::crc::crc32c;
+use crate::crc::crc32c_append;
 use crate::error::ReadError;
 use crate::layout::{LEASE_BYTES, LEASES_OFFSET, LeaseEntry, VERSION_MAJOR, VOLUME_MISSING_RANGES, VolumeHeader};
 use crate::memory::{SharedMemory, load_bytes};
@@ -95,11 +95,17 @@ impl<M: SharedMemory> LeasedVolume<'_, M> {
             return Err(ReadError::DestinationTooSmall { needed, actual });
         };
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(to);
-        load_bytes(&self.slots.memory, self.slots.geometry().payload_offset(self.lease.slot), bytes);
+        let mut offset = self.slots.geometry().payload_offset(self.lease.slot);
+        let mut computed = 0;
+        // By pieces that stay in the first-level cache between copy and CRC.
+        for piece in bytes.chunks_mut(16 * 1024) {
+            load_bytes(&self.slots.memory, offset, piece);
+            computed = crc32c_append(computed, piece);
+            offset += piece.len();
+        }
         if !still_held(self.slots, &self.lease) {
             return Err(ReadError::LeaseRevoked);
         }
-        let computed = crc32c(bytes);
         if computed != self.header.payload_crc32c {
             return Err(ReadError::Crc { part: "payload", found: self.header.payload_crc32c, computed });
         }

@@ -8,8 +8,8 @@ use firmware_bridge::ring::{DropPolicy, FrameConsumer, FrameProducer, FrameRing,
 use firmware_bridge::slots::{VolumeGeometry, VolumeReader, VolumeSlots, VolumeWriter};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 pub const COLUMNS: u32 = 6;
 pub const ROWS: u32 = 4;
@@ -124,11 +124,15 @@ pub fn crate_folder() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs the crate's Makefile into a folder of this test binary; the C compiler must be there.
-pub fn build_c(test: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("c-{test}"));
-    let made = Command::new("make").arg(format!("BUILD={}", folder.display())).current_dir(crate_folder()).output();
-    let made = made.expect("make and cc are needed for the cross-language tests");
-    assert!(made.status.success(), "make: {}", String::from_utf8_lossy(&made.stderr));
-    folder
+/// Runs the crate's Makefile, once for a test binary; make and a C compiler must be there. Returns the folder.
+pub fn build_c() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("c");
+        let mut make = Command::new("make");
+        let made = make.arg(format!("BUILD={}", folder.display())).current_dir(crate_folder()).output();
+        let made = made.expect("make and cc are needed for the cross-language tests");
+        assert!(made.status.success(), "make: {}", String::from_utf8_lossy(&made.stderr));
+        folder
+    })
 }
