@@ -21,8 +21,8 @@ mod settings;
 pub use bytes::{format_bytes, parse_bytes};
 pub use raw::RawSettings;
 pub use settings::{
-    Calibration, ComputeSettings, DropPolicy, LogFormat, PreprocessSettings, PublishSettings, Settings, SharedMemorySettings,
-    SuperviseSettings,
+    Calibration, ComputeSettings, DropPolicy, LogFormat, PreprocessSettings, PublishSettings, Settings,
+    SharedMemorySettings, SuperviseSettings,
 };
 
 use std::path::{Path, PathBuf};

@@ -27,8 +27,8 @@ use firmware_bridge::mapping::{self, Mapping, MappingError};
 use firmware_bridge::ring::FrameConsumer;
 use firmware_bridge::slots::{Status, StatusDetail};
 
-use crate::compute::{Compute, ComputeError};
 use crate::compute::cpu::CpuCompute;
+use crate::compute::{Compute, ComputeError};
 use crate::config::{Calibration, Settings};
 use crate::error::{Classed, ErrorClass};
 use crate::formats::FormatError;
@@ -37,7 +37,7 @@ use crate::plan::{Plan, PlanError};
 use crate::preprocess::PreprocessError;
 use crate::publish::{Carrier, Publisher, SharedWriter};
 use crate::reconstruct::ReconstructError;
-use crate::supervise::{Event, Rung, StatusReport, Supervision};
+use crate::supervise::{Event, Rung, StatusReport, Supervision, is_alive};
 use pipeline::{Parts, Pipeline};
 
 /// Why the daemon did not start, or ended.
@@ -249,6 +249,9 @@ impl Daemon {
             } else {
                 tracing::info!("{event}");
             }
+            if matches!(event, Event::TimedOut { .. }) {
+                self.say_how_the_producer_is();
+            }
         }
         for (stage, silent_ns) in self.supervision.stalled(monotonic_ns(), self.stall_ns) {
             self.stalls.fetch_add(1, Ordering::Relaxed);
@@ -261,6 +264,14 @@ impl Daemon {
         let state = self.state();
         self.set_status(state);
         self.report(state)
+    }
+
+    fn say_how_the_producer_is(&self) {
+        match self.supervision.ingest().producer_pid {
+            0 => tracing::warn!("the producer has detached in an orderly way"),
+            pid if is_alive(pid) => tracing::warn!("the producer (process {pid}) is alive, but sends nothing"),
+            pid => tracing::warn!("the producer (process {pid}) is dead: waiting for the next epoch"),
+        }
     }
 
     fn state(&self) -> DaemonState {

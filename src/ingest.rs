@@ -196,6 +196,7 @@ impl Ingest {
             *base = Some(balance);
         }
         let mut counters = self.supervision.ingest();
+        counters.producer_pid = producer.pid;
         counters.dropped_newest = producer.dropped_newest;
         counters.dropped_oldest = producer.dropped_oldest;
         if let Some(base) = *base {

@@ -137,7 +137,7 @@ impl Plan {
         ));
         let views = settings.geometry.views.len();
         buffers.push(Buffer::new("reconstruct: views seen", ScanState::bytes(views), Place::Host));
-        buffers.push(Buffer::new("publish: volume", 4 * settings.grid.len() as u64, Place::Host));
+        buffers.push(Buffer::new("publish: last volume, kept for STALE", 4 * settings.grid.len() as u64, Place::Host));
         buffers.extend(Supervision::buffers());
         Ok(Self {
             schedule: schedule::schedule(settings),

@@ -71,14 +71,19 @@ pub enum Moment {
     End,
 }
 
-/// Publishes the volume buffer.
+/// Publishes volumes.
 #[derive(Debug)]
 pub struct Publisher {
     writer: SharedWriter,
     template: VolumeHeader,
-    /// What stands in the volume buffer.
+    /// Header of the last volume.
     current: Option<VolumeHeader>,
+    /// A piece of a volume on its way into a slot.
+    scratch: Vec<f32>,
 }
+
+/// Values scaled at a time (16 KiB, half of a first-level cache); even, as the slots' writer wants its pieces.
+const PIECE: usize = 4096;
 
 impl Publisher {
     /// A publisher of volumes made by `settings` on `carrier`.
@@ -97,15 +102,21 @@ impl Publisher {
             precision: text_to(&carrier.precision),
             ..VolumeHeader::zeroed()
         };
-        Self { writer, template, current: None }
+        Self { writer, template, current: None, scratch: vec![0.0; PIECE] }
     }
 
-    /// Publishes `values` (`[x][y][z]`, 1/mm), made of the views of `scan` so far. The status bits follow from the moment and
-    /// from what is missing.
+    /// Publishes `values` (`[x][y][z]`; times `scale`: 1/mm), made of the views of `scan` so far. The status bits follow from the
+    /// moment and from what is missing.
     ///
     /// # Errors
     /// [`PublishError::AllSlotsLeased`]: skipped and counted; [`Publisher::again`] tries once more.
-    pub fn publish(&mut self, values: &[f32], scan: &ScanState, moment: Moment) -> Result<Receipt, PublishError> {
+    pub fn publish(
+        &mut self,
+        values: &[f32],
+        scale: f32,
+        scan: &ScanState,
+        moment: Moment,
+    ) -> Result<Receipt, PublishError> {
         let mut header = self.template;
         let underway = moment == Moment::Underway;
         let (count, missing) = scan.missing(&mut header.missing, underway);
@@ -123,18 +134,18 @@ impl Publisher {
         header.missing_frames = missing;
         header.last_frame_ns = last_frame_ns;
         self.current = Some(header);
-        self.send(&header, values)
+        self.send(&header, values, scale)
     }
 
-    /// Publishes what stands in the volume buffer once more, unchanged (after every slot was leased). `None`: nothing does.
+    /// Publishes the last volume once more, unchanged (after every slot was leased). `None`: there is none.
     ///
     /// # Errors
     /// As [`Publisher::publish`].
-    pub fn again(&mut self, values: &[f32]) -> Option<Result<Receipt, PublishError>> {
-        self.current.map(|header| self.send(&header, values))
+    pub fn again(&mut self, values: &[f32], scale: f32) -> Option<Result<Receipt, PublishError>> {
+        self.current.map(|header| self.send(&header, values, scale))
     }
 
-    /// Publishes what stands in the volume buffer once more, marked STALE. `None`: nothing does.
+    /// Publishes the last volume once more, marked STALE. `None`: there is none.
     ///
     /// # Errors
     /// As [`Publisher::publish`].
@@ -142,13 +153,24 @@ impl Publisher {
         let header = self.current.as_mut()?;
         header.status |= VOLUME_STALE;
         let header = *header;
-        Some(self.send(&header, values))
+        Some(self.send(&header, values, 1.0))
     }
 
-    fn send(&mut self, header: &VolumeHeader, values: &[f32]) -> Result<Receipt, PublishError> {
+    fn send(&mut self, header: &VolumeHeader, values: &[f32], scale: f32) -> Result<Receipt, PublishError> {
         let mut writer = self.writer.lock();
         let mut slot = writer.begin(header, monotonic_ns())?;
-        slot.append(values)?;
+        if scale == 1.0 {
+            slot.append(values)?;
+        } else {
+            // Scaled in the cache on the way, so that memory is read once and written once.
+            for piece in values.chunks(PIECE) {
+                let scaled = &mut self.scratch[..piece.len()];
+                for (scaled, value) in scaled.iter_mut().zip(piece) {
+                    *scaled = value * scale;
+                }
+                slot.append(scaled)?;
+            }
+        }
         let now_ns = monotonic_ns();
         let published = slot.publish(now_ns)?;
         Ok(Receipt {

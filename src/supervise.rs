@@ -11,12 +11,12 @@ mod latency;
 mod log;
 mod status;
 
-pub use events::{Event, Refusal};
 pub(crate) use events::status_words;
-pub(crate) use status::state_name;
+pub use events::{Event, Refusal};
 pub use ladder::{Ladder, LadderCounters, Rung};
 pub use latency::{Latency, LatencySummary};
 pub use log::start as start_log;
+pub(crate) use status::state_name;
 pub use status::{StatusReport, write_atomically};
 
 use std::cell::Cell;
@@ -114,6 +114,17 @@ pub struct IngestCounters {
     pub last_sequence: u64,
     /// When it was taken, CLOCK_MONOTONIC ns.
     pub last_frame_ns: u64,
+    /// The producer's process; 0: none attached.
+    pub producer_pid: u64,
+}
+
+/// Whether a process of this number lives.
+#[must_use]
+pub fn is_alive(pid: u64) -> bool {
+    i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).is_some_and(|pid| {
+        // Not being allowed to signal it means that it is there.
+        !matches!(rustix::process::test_kill_process(pid), Err(rustix::io::Errno::SRCH))
+    })
 }
 
 /// Counters of reconstruction.
@@ -287,5 +298,40 @@ impl Supervision {
 impl Default for Supervision {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_that_shows_no_sign_of_life_is_reported_with_how_long() {
+        let supervision = Supervision::new();
+        let now_ns = monotonic_ns();
+        assert_eq!(supervision.stalled(now_ns, 1_000).count(), 0, "not started yet is not stalled");
+        supervision.beat(Stage::Ingest);
+        supervision.beat(Stage::Reconstruct);
+        let later_ns = monotonic_ns() + 5_000_000_000;
+        supervision.heartbeats[Stage::Ingest as usize].store(later_ns, Ordering::Relaxed);
+        let stalled: Vec<_> = supervision.stalled(later_ns, 1_000_000_000).collect();
+        assert_eq!(stalled.len(), 1);
+        assert!(stalled[0].0 == Stage::Reconstruct && stalled[0].1 >= 5_000_000_000, "{stalled:?}");
+    }
+
+    #[test]
+    fn events_beyond_the_queue_are_counted_as_lost() {
+        let supervision = Supervision::new();
+        for epoch in 0..EVENT_CAPACITY as u32 + 3 {
+            supervision.tell(Event::NewEpoch { epoch });
+        }
+        assert_eq!(supervision.events_lost(), 3);
+        assert_eq!(supervision.next_event(), Some(Event::NewEpoch { epoch: 0 }));
+    }
+
+    #[test]
+    fn processes_are_told_alive_from_dead() {
+        assert!(is_alive(std::process::id().into()));
+        assert!(!is_alive(0) && !is_alive(u64::MAX));
     }
 }

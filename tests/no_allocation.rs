@@ -204,7 +204,12 @@ fn nothing_is_allocated_on_the_frame_path_and_the_plan_lists_what_was_allocated_
     assert_eq!((counters.scans_full, counters.scans_partial, counters.refused), (1, 1, 2), "{counters:?}");
     assert!(counters.previews > 0 && counters.full == 1 && counters.partial == 1, "{counters:?}");
     let count = ON_FRAME_PATH.load(Ordering::SeqCst);
-    assert_eq!(count, 0, "{count} allocations on the frame path, the first of {} bytes", FIRST_SIZE.load(Ordering::SeqCst));
+    assert_eq!(
+        count,
+        0,
+        "{count} allocations on the frame path, the first of {} bytes",
+        FIRST_SIZE.load(Ordering::SeqCst)
+    );
     daemon.finish().unwrap();
 }
 

@@ -15,7 +15,7 @@ use crate::plan::{Place, Plan};
   diffnr plan --config gantry.toml --json | jq .total_bytes
 
 Ends with exit code 3 where the settings are refused, 5 where the geometry is, 6 where the plan exceeds memory.host_limit.")]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// The settings file; examples/gantry.toml lists every key
     #[arg(long, value_name = "GANTRY.TOML")]
     config: PathBuf,
@@ -28,7 +28,7 @@ pub struct Arguments {
 ///
 /// # Errors
 /// See [`crate::error::exit`].
-pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let settings = Settings::load(&arguments.config).map_err(|error| super::serve::config_failure(&error))?;
     let compute = crate::daemon::carrier(&settings).map_err(|error| super::serve::daemon_failure(&error))?;
     let plan = Plan::of(&settings, &compute).map_err(|error| super::serve::plan_failure(&error))?;
@@ -67,7 +67,13 @@ fn print_tables(settings: &Settings, plan: &Plan) {
     println!("\nBUFFERS");
     let width = plan.buffers.iter().map(|buffer| buffer.name.len()).max().unwrap_or(0);
     for buffer in &plan.buffers {
-        println!("  {:width$}  {:>14}  {:>10}  {}", buffer.name, buffer.bytes, format_bytes(buffer.bytes), buffer.place.name());
+        println!(
+            "  {:width$}  {:>14}  {:>10}  {}",
+            buffer.name,
+            buffer.bytes,
+            format_bytes(buffer.bytes),
+            buffer.place.name()
+        );
     }
     for place in [Place::Host, Place::Pinned, Place::Device, Place::Shared] {
         let bytes: u64 = plan.buffers.iter().filter(|b| b.place == place).map(|b| b.bytes).sum();

@@ -24,7 +24,7 @@ use frames::Frames;
   diffnr replay scans/thorax --raw --record thorax.dnr       # a recording for the C gantry simulator
 
 Ends with exit code 4 where the scene is refused, 7 where there is no daemon or another producer runs.")]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// The scene folder
     #[arg(value_name = "SCAN")]
     scan: PathBuf,
@@ -69,7 +69,7 @@ struct Outcome {
 ///
 /// # Errors
 /// See [`crate::error::exit`].
-pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if !(arguments.rate.is_finite() && (0.0..=100_000.0).contains(&arguments.rate)) {
         let message = format!("--rate {}: must lie between 0 and 100000 frames a second", arguments.rate);
         return Err(Failure { message, code: exit::USAGE });

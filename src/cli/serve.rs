@@ -25,7 +25,7 @@ use crate::supervise::{self, StatusReport};
 SIGTERM or SIGINT takes what is still in the ring (supervise.grace_ms at most), publishes what there is, and ends with exit code 0;
 a second signal ends at once with 128 + its number. The segments stay, so that readers keep the last volume; --remove removes them.
 Exit codes: 3 settings, 4 calibration files, 5 geometry, 6 memory limit, 7 shared memory, 8 device.")]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// The settings file; examples/gantry.toml lists every key
     #[arg(long, value_name = "GANTRY.TOML")]
     config: PathBuf,
@@ -86,7 +86,7 @@ pub(super) fn daemon_failure(error: &DaemonError) -> Failure {
 ///
 /// # Errors
 /// See [`crate::error::exit`].
-pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let settings = Settings::load(&arguments.config).map_err(|error| config_failure(&error))?;
     supervise::start_log(&settings.supervise);
     let stop = stop_on_signals()?;

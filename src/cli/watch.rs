@@ -27,7 +27,7 @@ const LEASE_NS: u64 = 5_000_000_000;
   diffnr watch --png slices.png                               # three slices of whatever is newest
 
 Ends with exit code 7 where there is no daemon's segment, or no such volume within the time-out, 9 where a file cannot be written.")]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// Name of the segments (shared_memory.name of the daemon's settings)
     #[arg(long, default_value = "diffnr")]
     name: String,
@@ -46,6 +46,9 @@ pub struct Arguments {
     /// Which volume to wait for: a scan's last one (FULL or PARTIAL), or any
     #[arg(long, value_name = "WHICH")]
     wait: Option<Wait>,
+    /// Leave out the volume that is there already: wait for one that is published from now on
+    #[arg(long)]
+    new: bool,
     /// How long to wait, seconds
     #[arg(long, default_value_t = 10.0)]
     timeout: f64,
@@ -89,7 +92,7 @@ fn unavailable(message: impl Into<String>) -> Failure {
 ///
 /// # Errors
 /// See [`crate::error::exit`].
-pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let timeout = Duration::try_from_secs_f64(arguments.timeout.max(0.0)).unwrap_or(Duration::MAX);
     let deadline = Instant::now().checked_add(timeout);
     let attach = || mapping::attach_reader(&arguments.name);
@@ -97,7 +100,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut reader = mapping::wait_for(timeout, attach).map_err(failed)?;
     let mut printer = Printer { json: arguments.json, last: String::new() };
 
-    let wanted = arguments.wait.or((arguments.save.is_some() || arguments.png.is_some()).then_some(Wait::Any));
+    let wants_any = arguments.new || arguments.save.is_some() || arguments.png.is_some();
+    let wanted = arguments.wait.or(wants_any.then_some(Wait::Any));
     if let Some(wanted) = wanted {
         let volume = wait_for_volume(&mut reader, arguments, wanted, deadline, &mut printer)?;
         save(arguments, &volume)?;
@@ -143,7 +147,7 @@ fn wait_for_volume(
     deadline: Option<Instant>,
     printer: &mut Printer,
 ) -> Result<Copied, Failure> {
-    let mut looked_at = 0;
+    let mut looked_at = if arguments.new { reader.newest_generation() } else { 0 };
     loop {
         reattach(reader, arguments);
         let generation = reader.newest_generation();
@@ -244,10 +248,7 @@ fn daemon_words(status: &Status) -> String {
     if status.daemon_pid == 0 || status.state == Some(DaemonState::Stopped) {
         return state.into();
     }
-    let alive = i32::try_from(status.daemon_pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw)
-        .is_some_and(|pid| !matches!(rustix::process::test_kill_process(pid), Err(rustix::io::Errno::SRCH)));
+    let alive = crate::supervise::is_alive(status.daemon_pid);
     if alive { state.into() } else { format!("dead (was {state}; last sign of life {age_ms} ms ago)") }
 }
 
@@ -344,7 +345,8 @@ impl Printer {
         let volume = header.map_or("no volume yet".into(), |header| {
             let seen = SeenVolume::of(header);
             let [x, y, z] = seen.shape;
-            let missing = if seen.missing_frames > 0 { format!(", {} missing", seen.missing_frames) } else { String::new() };
+            let missing =
+                if seen.missing_frames > 0 { format!(", {} missing", seen.missing_frames) } else { String::new() };
             format!(
                 "volume {} {} {x}x{y}x{z}, {} frames{missing}, {:.2} ms after its last frame, on {} {}",
                 seen.generation, seen.status, seen.frames, seen.latency_ms, seen.device, seen.provider

@@ -44,7 +44,8 @@ mod tests {
 
     #[test]
     fn sizes_are_read_with_binary_and_decimal_units() {
-        for (text, bytes) in [("2 GiB", 2 << 30), ("512MB", 512_000_000), ("1.5 KiB", 1536), ("4096", 4096), ("7 B", 7)] {
+        for (text, bytes) in [("2 GiB", 2 << 30), ("512MB", 512_000_000), ("1.5 KiB", 1536), ("4096", 4096), ("7 B", 7)]
+        {
             assert_eq!(parse_bytes(text), Some(bytes), "{text}");
         }
         for text in ["", "GiB", "-1 GiB", "two", "1e40 TiB", "nan", "inf"] {

@@ -4,7 +4,9 @@ use super::{ConfigError, RawSettings};
 
 /// Sections and their keys, read off the raw structs themselves so that the list cannot differ from what is parsed.
 pub(super) fn known() -> Vec<(String, Vec<String>)> {
-    let Ok(serde_json::Value::Object(sections)) = serde_json::to_value(RawSettings::default()) else { return Vec::new() };
+    let Ok(serde_json::Value::Object(sections)) = serde_json::to_value(RawSettings::default()) else {
+        return Vec::new();
+    };
     sections
         .into_iter()
         .map(|(section, keys)| {

@@ -36,7 +36,7 @@ macro_rules! section {
 
 section! {
     /// `[shared_memory]`.
-    RawSharedMemory { name: String, ring_slots: i64, drop_policy: String, volume_slots: i64, lease_ms: i64 }
+    RawSharedMemory { name: String, ring_slots: i64, drop_policy: String, volume_slots: i64 }
 }
 section! {
     /// `[geometry]`: a scene folder, or a circular orbit.
@@ -119,8 +119,7 @@ impl RawSettings {
         let table: toml::Table = toml::from_str(text)
             .map_err(|error| ConfigError::File { path: origin.into(), reason: error.to_string().trim().to_string() })?;
         keys::check(&table, origin)?;
-        let mut builder =
-            config::Config::builder().add_source(config::File::from_str(text, config::FileFormat::Toml));
+        let mut builder = config::Config::builder().add_source(config::File::from_str(text, config::FileFormat::Toml));
         let mut overrides: Vec<(String, String)> =
             environment.into_iter().filter(|(name, _)| name.starts_with("DIFFNR_") && name.contains("__")).collect();
         overrides.sort();
@@ -147,9 +146,7 @@ fn environment_value(text: &str) -> config::Value {
         config::Value::new(None, kind)
     }
     match toml::from_str::<toml::Table>(&format!("value = {text}")) {
-        Ok(mut table) if table.len() == 1 => {
-            table.remove("value").map_or_else(|| text.to_string().into(), convert)
-        }
+        Ok(mut table) if table.len() == 1 => table.remove("value").map_or_else(|| text.to_string().into(), convert),
         _ => text.to_string().into(),
     }
 }

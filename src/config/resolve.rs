@@ -11,6 +11,7 @@ use super::{
     Calibration, ComputeSettings, ConfigError, DropPolicy, LogFormat, PreprocessSettings, PublishSettings, Settings,
     SharedMemorySettings, SuperviseSettings, parse_bytes,
 };
+use crate::compute::cpu::ramp_filter::Window;
 use crate::geometry::{CircularOrbit, Detector, ScanGeometry, VolumeGrid};
 
 /// `value` where it lies in `low..=high`, `default` where it is not given.
@@ -55,20 +56,20 @@ pub(super) fn resolve(raw: &RawSettings, folder: &Path) -> Result<Settings, Conf
     let grid = grid(&raw.volume, source.grid)?;
     grid.check()?;
     source.geometry.check()?;
-    let mu_water_per_mm = in_range(
-        "volume.mu_water_per_mm",
-        raw.volume.mu_water_per_mm.or(source.mu_water_per_mm),
-        0.0193,
-        1e-4,
-        1.0,
-    )?;
+    let mu_water_per_mm =
+        in_range("volume.mu_water_per_mm", raw.volume.mu_water_per_mm.or(source.mu_water_per_mm), 0.0193, 1e-4, 1.0)?;
     let views = source.geometry.views.len() as i64;
     let method = raw.reconstruct.method.as_deref();
     choice("reconstruct.method", method, "fdk", &[("fdk", ())])?;
-    let window = choice("reconstruct.window", raw.reconstruct.window.as_deref(), "ram-lak", &super::settings::Window::NAMES)?;
+    let window =
+        choice("reconstruct.window", raw.reconstruct.window.as_deref(), "ram-lak", &Window::NAMES)?;
     let limit = raw.memory.host_limit.as_deref().unwrap_or("2 GiB");
     let host_limit_bytes = parse_bytes(limit).filter(|bytes| *bytes > 0).ok_or_else(|| {
-        ConfigError::value("memory.host_limit", format!("\"{limit}\""), "must be a size such as \"2 GiB\" or \"512 MB\"")
+        ConfigError::value(
+            "memory.host_limit",
+            format!("\"{limit}\""),
+            "must be a size such as \"2 GiB\" or \"512 MB\"",
+        )
     })?;
     Ok(Settings {
         shared_memory: shared_memory(raw)?,
@@ -107,7 +108,6 @@ fn shared_memory(raw: &RawSettings) -> Result<SharedMemorySettings, ConfigError>
             &[("newest", DropPolicy::Newest), ("oldest", DropPolicy::Oldest)],
         )?,
         volume_slots: count("shared_memory.volume_slots", section.volume_slots, 4, 3, 64)?,
-        lease_ms: count("shared_memory.lease_ms", section.lease_ms, 2_000, 10, 600_000)? as u64,
     })
 }
 
@@ -123,7 +123,11 @@ fn geometry(raw: &RawGeometry, folder: &Path) -> Result<PoseSource, ConfigError>
     if let Some(scan) = &raw.scan {
         let orbit_keys = RawGeometry { scan: None, ..raw.clone() };
         let given = serde_json::to_value(&orbit_keys).ok().and_then(|value| {
-            value.as_object()?.iter().find(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), value.to_string()))
+            value
+                .as_object()?
+                .iter()
+                .find(|(_, value)| !value.is_null())
+                .map(|(key, value)| (key.clone(), value.to_string()))
         });
         if let Some((key, value)) = given {
             let requirement = "cannot stand beside geometry.scan, which gives all poses; remove one of the two";
@@ -190,7 +194,8 @@ fn orbit(raw: &RawGeometry, folder: &Path) -> Result<PoseSource, ConfigError> {
                 ("arc_deg", raw.arc_deg.is_some()),
             ] {
                 if given {
-                    let requirement = "cannot stand beside geometry.angles_file, which gives all angles; remove one of the two";
+                    let requirement =
+                        "cannot stand beside geometry.angles_file, which gives all angles; remove one of the two";
                     return Err(ConfigError::value(&format!("geometry.{key}"), "(given)", requirement));
                 }
             }
@@ -203,7 +208,11 @@ fn orbit(raw: &RawGeometry, folder: &Path) -> Result<PoseSource, ConfigError> {
             let start_deg = in_range("geometry.start_deg", raw.start_deg, 0.0, -360.0, 360.0)?;
             let arc_deg = in_range("geometry.arc_deg", raw.arc_deg, 360.0, -360.0, 360.0)?;
             if arc_deg == 0.0 {
-                return Err(ConfigError::value("geometry.arc_deg", arc_deg, "must not be 0; negative turns the other way"));
+                return Err(ConfigError::value(
+                    "geometry.arc_deg",
+                    arc_deg,
+                    "must not be 0; negative turns the other way",
+                ));
             }
             let words = format!("circular orbit, {views} views over {arc_deg} degrees from {start_deg}");
             (orbit.over_arc(views, start_deg.to_radians(), arc_deg.to_radians()), words)

@@ -44,8 +44,6 @@ pub struct SharedMemorySettings {
     pub drop_policy: DropPolicy,
     /// Volumes that the segment holds, at least 3.
     pub volume_slots: usize,
-    /// Longest time a reader may hold a volume without renewing its lease.
-    pub lease_ms: u64,
 }
 
 /// What a full ring does with a new frame.
@@ -88,7 +86,7 @@ pub struct PreprocessSettings {
     pub min_transmission: f64,
 }
 
-pub use crate::compute::cpu::ramp_filter::Window;
+use crate::compute::cpu::ramp_filter::Window;
 
 /// `[publish]`: what is published when.
 #[derive(Debug, Clone, PartialEq)]

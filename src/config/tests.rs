@@ -136,3 +136,38 @@ fn the_hash_is_of_what_decides_the_voxels_and_of_nothing_else() {
     let other_size = ORBIT.replace("[100, 100, 50]", "[100, 100, 51]");
     assert_ne!(base, Settings::from_toml(&other_size, Path::new(".")).unwrap().hash());
 }
+
+#[test]
+fn a_scene_gives_poses_volume_and_water_and_cannot_stand_beside_an_orbit() {
+    let folder = tempfile::tempdir().unwrap();
+    let orbit = crate::geometry::CircularOrbit {
+        detector: crate::geometry::Detector { columns: 8, rows: 6 },
+        ..Default::default()
+    };
+    let geometry = orbit.over_arc(5, 0.1, 3.0);
+    let scan = crate::formats::Scan {
+        projections: ndarray::Array3::zeros((5, 6, 8)),
+        geometry: geometry.clone(),
+        grid: crate::geometry::VolumeGrid::over_box(
+            [4, 5, 6],
+            glam::DVec3::splat(60.0),
+            glam::DVec3::new(1.0, 2.0, 3.0),
+        ),
+        scale: crate::formats::SceneScale::hu_window(0.0205),
+        patient_offset_mm: glam::DVec3::ZERO,
+    };
+    crate::formats::scene::write(&folder.path().join("scene"), &crate::formats::scene::Scene::new(scan)).unwrap();
+    let settings = Settings::from_toml("[geometry]\nscan = \"scene\"", folder.path()).unwrap();
+    assert_eq!(settings.grid.voxels, [4, 5, 6]);
+    assert_eq!(settings.mu_water_per_mm, 0.0205);
+    for (pose, expected) in settings.geometry.views.iter().zip(&geometry.views) {
+        assert!((pose.source_mm - expected.source_mm).length() < 1e-6, "{pose:?} {expected:?}");
+    }
+    let finer = "[geometry]\nscan = \"scene\"\n[volume]\nvoxels = [8, 10, 12]";
+    let finer = Settings::from_toml(finer, folder.path()).unwrap();
+    assert_eq!((finer.grid.voxels, finer.grid.size_mm()), ([8, 10, 12], settings.grid.size_mm()));
+    let both = Settings::from_toml("[geometry]\nscan = \"scene\"\nviews = 3", folder.path()).unwrap_err().to_string();
+    assert!(both.contains("geometry.views = 3") && both.contains("geometry.scan"), "{both}");
+    let missing = Settings::from_toml("[geometry]\nscan = \"nowhere\"", folder.path()).unwrap_err().to_string();
+    assert!(missing.contains("geometry.scan") && missing.contains("meta_data.json"), "{missing}");
+}

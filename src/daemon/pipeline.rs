@@ -11,7 +11,6 @@ use firmware_bridge::layout::{FrameHeader, FrameKind};
 use rayon::prelude::*;
 
 use super::{DaemonError, ScanState, tell_rung};
-use crate::compute::Compute;
 use crate::compute::cpu::CpuCompute;
 use crate::config::Settings;
 use crate::error::{Classed, ErrorClass};
@@ -54,17 +53,18 @@ pub(super) struct Pipeline<'p> {
     settings: Settings,
     /// Line integrals of one view.
     view: Vec<f32>,
-    /// The volume as it was published, where that is not the accumulator's own: scaled previews, and the last volume once the
-    /// accumulator works on the next scan.
-    volume: Vec<f32>,
-    /// The last volume is the accumulator's own (complete, so not scaled).
-    is_in_accumulator: bool,
+    /// The last volume, kept for STALE once the accumulator works on the next scan.
+    kept: Vec<f32>,
+    /// The accumulator holds the last volume of a scan that has ended; times this.
+    in_accumulator: Option<f32>,
     /// A publication found every slot leased and waits.
     owed: bool,
     /// The LAST frame has been answered with a PARTIAL volume already.
     closed_at_last: bool,
     /// A volume of this scan has been published.
     scan_has_volume: bool,
+    /// Views in the last volume published at the scan's end.
+    views_at_end: u32,
     told_no_calibration: bool,
     last_frame_ns: u64,
 }
@@ -84,11 +84,12 @@ impl<'p> Pipeline<'p> {
             staging,
             supervision,
             view: vec![0.0; detector.pixels()],
-            volume: vec![0.0; settings.grid.len()],
-            is_in_accumulator: false,
+            kept: vec![0.0; settings.grid.len()],
+            in_accumulator: None,
             owed: false,
             closed_at_last: false,
             scan_has_volume: false,
+            views_at_end: 0,
             told_no_calibration: false,
             last_frame_ns: 0,
             settings,
@@ -104,9 +105,8 @@ impl<'p> Pipeline<'p> {
         let _refused_without_flat = self.preprocessor.counts(&blank, 1.0, 1.0, &mut line_integrals);
         let pose = self.settings.geometry.views[0];
         self.accumulator.add_view(self.compute, 0, Some(&pose), &line_integrals)?;
-        self.scale_volume();
+        self.keep(1.0);
         self.accumulator.reset();
-        self.volume.fill(0.0);
         self.preprocessor.forget_counters();
         self.supervision.reconstruct().scan = self.scan.summary();
         self.staging.receive_here();
@@ -267,14 +267,12 @@ impl<'p> Pipeline<'p> {
         if self.scan.is_running() {
             self.end_scan();
         }
-        if std::mem::take(&mut self.is_in_accumulator) {
-            self.volume.par_chunks_mut(CHUNK).zip(self.accumulator.volume().par_chunks(CHUNK)).for_each(|(kept, last)| {
-                kept.copy_from_slice(last);
-            });
+        if let Some(scale) = self.in_accumulator.take() {
+            self.keep(scale);
         }
         self.accumulator.reset();
         self.scan.begin(header);
-        (self.owed, self.closed_at_last, self.scan_has_volume) = (false, false, false);
+        (self.owed, self.closed_at_last, self.scan_has_volume, self.views_at_end) = (false, false, false, 0);
         self.supervision.reconstruct().counters.scans += 1;
         self.supervision.tell(Event::ScanStarted {
             epoch: header.epoch,
@@ -290,13 +288,14 @@ impl<'p> Pipeline<'p> {
         let (views, planned) = (self.scan.views(), self.scan.planned());
         self.scan.set_running(false);
         let enough = views as usize >= self.settings.publish.partial_min_views;
-        if enough && !(self.closed_at_last && !self.scan.is_complete()) {
+        // Not what was published at the LAST frame, or before a time-out, once more.
+        if enough && views != self.views_at_end {
             self.publish(Moment::End);
         }
         if !self.scan_has_volume && !self.owed {
             tell_rung(&self.supervision, self.ladder.scan_lost(), self.ladder.rung());
             // The accumulator has begun on the lost scan: what was published before it was kept.
-            if let Some(outcome) = self.publisher.stale(&self.volume) {
+            if let Some(outcome) = self.publisher.stale(&self.kept) {
                 self.published(outcome);
             }
         }
@@ -324,35 +323,36 @@ impl<'p> Pipeline<'p> {
         self.account(monotonic_ns());
     }
 
+    /// Publishes the views so far, normalised by the share of the arc that they cover: about the right attenuation everywhere,
+    /// with the streaks of the directions that are missing.
     fn publish(&mut self, moment: Moment) {
         let began_ns = monotonic_ns();
-        self.is_in_accumulator = self.scan.is_complete();
-        let outcome = if self.is_in_accumulator {
-            self.publisher.publish(self.accumulator.volume(), &self.scan, moment)
-        } else {
-            self.scale_volume();
-            self.publisher.publish(&self.volume, &self.scan, moment)
-        };
+        let fraction = self.accumulator.angular_fraction();
+        let scale = if self.scan.is_complete() || fraction <= 0.0 { 1.0 } else { (1.0 / fraction) as f32 };
+        if moment == Moment::End {
+            (self.in_accumulator, self.views_at_end) = (Some(scale), self.scan.views());
+        }
+        let outcome = self.publisher.publish(self.accumulator.volume(), scale, &self.scan, moment);
+        // A preview that found no slot is not tried again: the next one is on its way.
+        self.owed = outcome.is_err() && moment == Moment::End;
         self.published(outcome);
         self.supervision.reconstruct().counters.publish_ns += monotonic_ns() - began_ns;
     }
 
-    /// The views so far, normalised by the share of the arc that they cover: about the right attenuation everywhere, with the
-    /// streaks of the directions that are missing.
-    fn scale_volume(&mut self) {
-        let fraction = self.accumulator.angular_fraction();
-        let scale = if fraction > 0.0 { (1.0 / fraction) as f32 } else { 0.0 };
-        self.volume.par_chunks_mut(CHUNK).zip(self.accumulator.volume().par_chunks(CHUNK)).for_each(|(out, sum)| {
-            for (out, sum) in out.iter_mut().zip(sum) {
-                *out = sum * scale;
+    /// Keeps what the accumulator holds, times `scale`.
+    fn keep(&mut self, scale: f32) {
+        self.kept.par_chunks_mut(CHUNK).zip(self.accumulator.volume().par_chunks(CHUNK)).for_each(|(kept, last)| {
+            for (kept, last) in kept.iter_mut().zip(last) {
+                *kept = last * scale;
             }
         });
     }
 
     /// Tries a publication once more that found every slot leased.
     fn pay(&mut self) {
-        let values = if self.is_in_accumulator { self.accumulator.volume() } else { &self.volume };
-        if let Some(outcome @ Ok(_)) = self.publisher.again(values) {
+        let Some(scale) = self.in_accumulator else { return };
+        if let Some(outcome @ Ok(_)) = self.publisher.again(self.accumulator.volume(), scale) {
+            self.owed = false;
             self.published(outcome);
         }
     }
@@ -362,13 +362,11 @@ impl<'p> Pipeline<'p> {
         let receipt = match outcome {
             Ok(receipt) => receipt,
             Err(_all_leased) => {
-                self.owed = true;
                 self.supervision.reconstruct().counters.slots_leased += 1;
                 self.supervision.tell(Event::SlotsLeased { status: 0 });
                 return;
             }
         };
-        self.owed = false;
         let Receipt { generation, status, frames, missing, latency_ns, last_sequence } = receipt;
         let is_stale = status & VOLUME_STALE != 0;
         if !is_stale {

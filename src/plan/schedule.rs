@@ -51,7 +51,8 @@ pub(super) fn schedule(settings: &Settings) -> Vec<Step> {
     ));
     let every = settings.publish.preview_every_views;
     if every > 0 {
-        let previews: Vec<String> = (1..).map(|k| k * every).take_while(|v| *v < views).map(|v| v.to_string()).collect();
+        let previews: Vec<String> =
+            (1..).map(|k| k * every).take_while(|v| *v < views).map(|v| v.to_string()).collect();
         let list = match previews.len() {
             0..=6 => previews.join(", "),
             count => format!("{}, {}, ... {} ({count} previews)", previews[0], previews[1], previews[count - 1]),
@@ -64,11 +65,7 @@ pub(super) fn schedule(settings: &Settings) -> Vec<Step> {
             ));
         }
     }
-    steps.push(step(
-        format!("after view {views}"),
-        "publish FULL",
-        format!("{frame_ms:.1} ms after the last frame"),
-    ));
+    steps.push(step(format!("after view {views}"), "publish FULL", format!("{frame_ms:.1} ms after the last frame")));
     steps.push(step(
         format!("LAST frame with views missing, or no frame for {} ms", settings.supervise.frame_timeout_ms),
         "publish PARTIAL with the missing ranges; later frames of the scan are still taken",

@@ -55,12 +55,7 @@ impl BadPixels {
 
     pub(super) fn new(settings: &PreprocessSettings, detector: Detector) -> Self {
         let limit = Self::limit(settings, detector);
-        Self {
-            list: Vec::with_capacity(limit),
-            mask: vec![0; detector.pixels()],
-            limit,
-            columns: detector.columns,
-        }
+        Self { list: Vec::with_capacity(limit), mask: vec![0; detector.pixels()], limit, columns: detector.columns }
     }
 
     /// How many pixels are bad.

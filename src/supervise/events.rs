@@ -37,7 +37,9 @@ pub enum Refusal {
         limit_mm: f64,
     },
     /// Another detector.
-    #[error("frame of {columns} x {rows} pixels, planned {planned_columns} x {planned_rows}: correct [geometry] columns and rows")]
+    #[error(
+        "frame of {columns} x {rows} pixels, planned {planned_columns} x {planned_rows}: correct [geometry] columns and rows"
+    )]
     Shape {
         /// Columns of the frame.
         columns: u32,
@@ -182,7 +184,9 @@ impl fmt::Display for Event {
                 write!(f, "frames {}..={} of epoch {epoch} are missing", range.first, range.last)
             }
             Self::Rejected(Rejection::Header(error)) => write!(f, "frame rejected: {error}"),
-            Self::Rejected(Rejection::Payload { error, sequence, .. }) => write!(f, "frame {sequence} rejected: {error}"),
+            Self::Rejected(Rejection::Payload { error, sequence, .. }) => {
+                write!(f, "frame {sequence} rejected: {error}")
+            }
             Self::Rejected(Rejection::Duplicate { sequence, .. }) => {
                 write!(f, "frame {sequence} rejected: seen before")
             }

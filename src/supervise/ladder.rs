@@ -3,7 +3,7 @@
 //! | rung | enters | leaves | what is lost |
 //! |---|---|---|---|
 //! | full | at the start; from below as stated there | | nothing |
-//! | previews skipped | half of the staging buffers wait when a frame is taken up | no more than one waits, for [`CALM_FRAMES`] frames in a row or at a scan's end | previews; every frame still goes into the volume |
+//! | previews skipped | half of the staging buffers wait when a frame is taken up | no more than one waits, for 8 frames in a row or at a scan's end | previews; every frame still goes into the volume |
 //! | stale | a scan ended (broke off, or its frames were all refused) without a volume | the next volume is published | the last volume stands, published again with STALE |
 //! | stopped | an error that nothing can be done about | never | all; the daemon ends and says why |
 //!
@@ -13,7 +13,7 @@
 use serde::Serialize;
 
 /// Frames in a row that must find the staging calm before previews come back.
-pub const CALM_FRAMES: u32 = 8;
+pub(super) const CALM_FRAMES: u32 = 8;
 
 /// Where on the ladder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Default)]

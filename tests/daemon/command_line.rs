@@ -23,7 +23,10 @@ fn refused_settings_end_with_their_own_codes() {
 
         room.settings("[memory]\nhost_limit = \"300 KiB\"");
         let message = refused(&room, command, 6);
-        assert_names(&message, &["memory.host_limit = 300.0 KiB", "largest buffers: ", "ring: frame slots", "raise memory.host_limit"]);
+        assert_names(
+            &message,
+            &["memory.host_limit = 300.0 KiB", "largest buffers: ", "ring: frame slots", "raise memory.host_limit"],
+        );
 
         room.settings("[volume]\nsize_mm = [4.0, 4.0, 4.0]\ncentre_mm = [900.0, 0.0, 0.0]");
         refused(&room, command, 5);
@@ -46,8 +49,7 @@ fn the_environment_reaches_the_settings() {
         expect_code(output, 0);
         json(output)["total_bytes"].as_u64().unwrap()
     };
-    let (small, large) =
-        (plan("DIFFNR_VOLUME__VOXELS", "[16, 16, 16]"), plan("DIFFNR_VOLUME__VOXELS", "[64, 64, 64]"));
+    let (small, large) = (plan("DIFFNR_VOLUME__VOXELS", "[16, 16, 16]"), plan("DIFFNR_VOLUME__VOXELS", "[64, 64, 64]"));
     // Accumulator, published volume and 4 slots of float32.
     let growth = 6 * 4 * (64u64.pow(3) - 16u64.pow(3));
     let grown = total(&large) - total(&small);
@@ -67,7 +69,10 @@ fn the_plan_is_printed_as_tables() {
     let output = run(diffnr().arg("plan").arg("--config").arg(room.path("gantry.toml")));
     expect_code(&output, 0);
     let text = String::from_utf8(output.stdout).unwrap();
-    assert_names(&text, &["SCHEDULE", "publish FULL", "DEGRADE LADDER", "Stale", "BUFFERS", "publish: volume slots", "all shared"]);
+    assert_names(
+        &text,
+        &["SCHEDULE", "publish FULL", "DEGRADE LADDER", "Stale", "BUFFERS", "publish: volume slots", "all shared"],
+    );
 }
 
 #[test]
@@ -98,10 +103,10 @@ fn files_that_cannot_be_written_end_with_the_output_code() {
     let room = Room::new("");
     let daemon = room.serve(&[]);
     expect_code(&run(diffnr().arg("replay").arg(room.path("scene")).args(["--rate", "0", "--name", &room.name])), 0);
-    for (switch, file) in [("--save", "no/such/folder/out.nii.gz"), ("--save", "out.jpeg"), ("--png", "no/such/out.png")] {
-        let output = run(diffnr()
-            .args(["watch", "--name", &room.name, "--wait", "full", switch])
-            .arg(room.path(file)));
+    for (switch, file) in
+        [("--save", "no/such/folder/out.nii.gz"), ("--save", "out.jpeg"), ("--png", "no/such/out.png")]
+    {
+        let output = run(diffnr().args(["watch", "--name", &room.name, "--wait", "full", switch]).arg(room.path(file)));
         expect_code(&output, 9);
     }
     let picture = room.path("slices.png");

@@ -31,7 +31,10 @@ fn a_c_gantry_plays_raw_counts_and_a_reader_saves_the_volume() {
     assert_eq!(seen["volume"]["missing_frames"], 0);
     assert_eq!(seen["volume"]["device"], "cpu");
     // Two calibration frames came first.
-    assert_eq!((seen["volume"]["first_sequence"].as_u64(), seen["volume"]["last_sequence"].as_u64()), (Some(2), Some(41)));
+    assert_eq!(
+        (seen["volume"]["first_sequence"].as_u64(), seen["volume"]["last_sequence"].as_u64()),
+        (Some(2), Some(41))
+    );
     assert_is_the_phantom(&saved_hu(&out));
     let report = json(&daemon.end());
     assert_eq!(report["state"], "stopped");
@@ -62,7 +65,8 @@ fn replay_of_line_integrals_gives_the_offline_volume_bit_for_bit() {
     let mut compute = diffnr::compute::cpu::CpuCompute::new(1).unwrap();
     let settings = diffnr::reconstruct::FdkSettings::default();
     let plan = diffnr::reconstruct::FdkPlan::new(&mut compute, &scan.geometry, &scan.grid, settings).unwrap();
-    let offline = diffnr::reconstruct::fdk::reconstruct(&compute, plan.into(), scan.projections.as_slice().unwrap()).unwrap();
+    let offline =
+        diffnr::reconstruct::fdk::reconstruct(&compute, plan.into(), scan.projections.as_slice().unwrap()).unwrap();
     let offline = ndarray::Array3::from_shape_vec(scan.grid.voxels, offline).unwrap();
     assert_eq!(streamed, scan.scale.volume_values(offline.view()));
 }

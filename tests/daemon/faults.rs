@@ -75,9 +75,8 @@ fn a_scan_that_breaks_off_is_published_and_goes_on_when_its_frames_do() {
     let recording = room.recording(false);
     let daemon = room.serve(&[]);
     // The stall is twice the frame time-out.
-    let mut player = Process::start(
-        Command::new(gantry).arg(&room.name).arg(recording).args(["--fps", "200", "--stall", "25:900"]),
-    );
+    let mut player =
+        Process::start(Command::new(gantry).arg(&room.name).arg(recording).args(["--fps", "200", "--stall", "25:900"]));
     let status = room.wait_for_status("the partial volume of the stalled scan", |s| s["reconstruct"]["partial"] == 1);
     assert_eq!(status["scan"]["views"], 25);
     let volume = &room.watch(&[])["volume"];
@@ -132,7 +131,9 @@ fn frames_of_another_geometry_are_refused_and_the_last_volume_is_marked_stale() 
     let mut turned = diffnr::formats::scene::read(&room.path("scene")).unwrap();
     let quarter = glam::DQuat::from_rotation_z(std::f64::consts::FRAC_PI_2);
     for pose in &mut turned.scan.geometry.views {
-        for vector in [&mut pose.source_mm, &mut pose.detector_origin_mm, &mut pose.column_step_mm, &mut pose.row_step_mm] {
+        for vector in
+            [&mut pose.source_mm, &mut pose.detector_origin_mm, &mut pose.column_step_mm, &mut pose.row_step_mm]
+        {
             *vector = quarter * *vector;
         }
     }

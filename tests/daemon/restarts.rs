@@ -17,7 +17,8 @@ fn a_producer_that_dies_leaves_a_partial_volume_and_its_successor_starts_anew() 
     let room = Room::new("");
     let recording = room.recording(false);
     let daemon = room.serve(&[]);
-    let died = run(Command::new(&gantry).arg(&room.name).arg(&recording).args(["--fps", "200", "--die-in-write", "22"]));
+    let died =
+        run(Command::new(&gantry).arg(&room.name).arg(&recording).args(["--fps", "200", "--die-in-write", "22"]));
     assert_eq!(died.status.code(), None, "it was to die of signal 9");
     let status = room.wait_for_status("what the dead producer left", |s| s["reconstruct"]["partial"] == 1);
     assert_eq!(status["scan"]["views"], 22);
@@ -29,6 +30,7 @@ fn a_producer_that_dies_leaves_a_partial_volume_and_its_successor_starts_anew() 
     assert_eq!((status["ingest"]["epochs"].as_u64(), status["ingest"]["epoch"].as_u64()), (Some(2), Some(2)));
     let log = stderr(&daemon.stop());
     assert!(log.contains("the scan has broken off"), "{log}");
+    assert!(log.contains("is dead: waiting for the next epoch"), "{log}");
     assert!(log.contains("epoch 2: resynchronised"), "{log}");
 }
 
@@ -88,7 +90,7 @@ impl Drop for StopAtTheEnd<'_> {
 fn readers_that_die_cost_the_others_nothing_and_no_torn_volume_is_ever_readable() {
     let Some(gantry) = gantry_sim() else { return };
     let room = Room::new(
-        "[publish]\npreview_every_views = 1\nframe_rate_fps = 100.0\n[shared_memory]\nvolume_slots = 3\nlease_ms = 300\n[volume]\nvoxels = [64, 64, 64]\n",
+        "[publish]\npreview_every_views = 1\nframe_rate_fps = 100.0\n[shared_memory]\nvolume_slots = 3\n[volume]\nvoxels = [64, 64, 64]\n",
     );
     let recording = room.recording(false);
     let mut daemon = room.serve(&[]);
@@ -135,7 +137,8 @@ fn readers_that_die_cost_the_others_nothing_and_no_torn_volume_is_ever_readable(
         watcher.kill();
         daemon.kill();
         let daemon = room.serve(&[]);
-        let status = room.wait_for_status("a full volume after all this", |s| s["reconstruct"]["full"].as_u64() >= Some(1));
+        let status =
+            room.wait_for_status("a full volume after all this", |s| s["reconstruct"]["full"].as_u64() >= Some(1));
         expect_code(&player.end(), 0);
         stop.store(true, Ordering::Relaxed);
         let (whole, left_behind) = reader.join().unwrap();
@@ -143,6 +146,31 @@ fn readers_that_die_cost_the_others_nothing_and_no_torn_volume_is_ever_readable(
         assert_eq!(status["stalls"], 0);
         daemon.stop();
     });
+}
+
+#[test]
+fn a_final_volume_that_finds_every_slot_leased_is_published_when_one_is_free() {
+    let room = Room::new("[publish]\nframe_rate_fps = 100.0\n[shared_memory]\nvolume_slots = 3\n");
+    let daemon = room.serve(&[]);
+    let replay = || {
+        let scene = room.path("scene");
+        expect_code(&run(diffnr().arg("replay").arg(scene).args(["--rate", "0", "--name", &room.name])), 0);
+    };
+    let reader = mapping::attach_reader(&room.name).unwrap();
+    let mut leases = Vec::new();
+    for volume in 1..=3 {
+        replay();
+        room.wait_for_status("the volume", |s| s["reconstruct"]["full"] == volume);
+        leases.push(reader.newest(monotonic_ns(), 60_000_000_000).unwrap());
+    }
+    replay();
+    let status = room.wait_for_status("no slot for the fourth", |s| s["reconstruct"]["slots_leased"] == 1);
+    assert_eq!((status["reconstruct"]["full"].as_u64(), status["volumes_published"].as_u64()), (Some(3), Some(3)));
+    leases.remove(0);
+    room.wait_for_status("the fourth, once a slot is free", |s| s["reconstruct"]["full"] == 4);
+    assert_eq!(room.watch(&[])["volume"]["generation"], 4);
+    assert!(leases.iter().all(|lease| lease.is_held()), "nobody's lease was taken away");
+    daemon.stop();
 }
 
 #[test]

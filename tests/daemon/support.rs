@@ -16,19 +16,19 @@ use ndarray::{Array2, Array3};
 use serde_json::Value;
 
 /// Views of the scene.
-pub const VIEWS: usize = 40;
+pub(crate) const VIEWS: usize = 40;
 /// Attenuation of water in the scene.
-pub const MU_WATER: f64 = 0.0193;
+pub(crate) const MU_WATER: f64 = 0.0193;
 /// Counts of an unattenuated pixel above the dark level.
 const I0: f64 = 50_000.0;
 
 /// The program under test.
-pub fn diffnr() -> Command {
+pub(crate) fn diffnr() -> Command {
     Command::new(env!("CARGO_BIN_EXE_diffnr"))
 }
 
 /// The C gantry, built once; `None` (with a visible word) where there is no C compiler or no make.
-pub fn gantry_sim() -> Option<PathBuf> {
+pub(crate) fn gantry_sim() -> Option<PathBuf> {
     static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("firmware-bridge");
@@ -47,7 +47,7 @@ pub fn gantry_sim() -> Option<PathBuf> {
 }
 
 /// An asymmetric phantom: a water body with a dense and a light inlay, none of them centred.
-pub fn phantom() -> EllipsoidPhantom {
+pub(crate) fn phantom() -> EllipsoidPhantom {
     let ellipsoid = |centre: [f64; 3], axes: [f64; 3], mu| Ellipsoid::aligned(centre.into(), axes.into(), mu);
     EllipsoidPhantom {
         ellipsoids: vec![
@@ -59,7 +59,7 @@ pub fn phantom() -> EllipsoidPhantom {
 }
 
 /// Grid of the scene: 32 x 28 x 24 voxels of 5 mm.
-pub fn grid() -> VolumeGrid {
+pub(crate) fn grid() -> VolumeGrid {
     VolumeGrid::over_box([32, 28, 24], DVec3::new(160.0, 140.0, 120.0), DVec3::ZERO)
 }
 
@@ -91,10 +91,10 @@ fn scene() -> Scene {
 }
 
 /// One test's room.
-pub struct Room {
+pub(crate) struct Room {
     folder: tempfile::TempDir,
     /// Name of its segments.
-    pub name: String,
+    pub(crate) name: String,
 }
 
 impl Drop for Room {
@@ -105,7 +105,7 @@ impl Drop for Room {
 
 impl Room {
     /// A room with the scene and with settings that describe it; `extra` is further TOML.
-    pub fn new(extra: &str) -> Self {
+    pub(crate) fn new(extra: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("dnr-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let folder = tempfile::tempdir().unwrap();
@@ -116,7 +116,7 @@ impl Room {
     }
 
     /// Writes the settings anew.
-    pub fn settings(&self, extra: &str) {
+    pub(crate) fn settings(&self, extra: &str) {
         let has = |section: &str| extra.contains(&format!("[{section}]"));
         let mut text = format!("[geometry]\nscan = \"scene\"\n");
         for (section, keys) in [
@@ -124,7 +124,8 @@ impl Room {
             ("publish", "preview_every_views = 10\nframe_rate_fps = 100.0\n".into()),
             (
                 "supervise",
-                "status_file = \"status.json\"\nstatus_every_ms = 20\nframe_timeout_ms = 400\nlog_level = \"debug\"\n".into(),
+                "status_file = \"status.json\"\nstatus_every_ms = 20\nframe_timeout_ms = 400\nlog_level = \"debug\"\n"
+                    .into(),
             ),
         ] {
             if has(section) {
@@ -140,12 +141,12 @@ impl Room {
     }
 
     /// A file of the room.
-    pub fn path(&self, file: &str) -> PathBuf {
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
         self.folder.path().join(file)
     }
 
     /// A recording of the scene for the C gantry.
-    pub fn recording(&self, raw: bool) -> PathBuf {
+    pub(crate) fn recording(&self, raw: bool) -> PathBuf {
         let file = self.path(if raw { "raw.dnr" } else { "scan.dnr" });
         let mut command = diffnr();
         command.arg("replay").arg(self.path("scene")).arg("--record").arg(&file);
@@ -157,7 +158,7 @@ impl Room {
     }
 
     /// Starts the daemon and waits until it is ready.
-    pub fn serve(&self, switches: &[&str]) -> Process {
+    pub(crate) fn serve(&self, switches: &[&str]) -> Process {
         let _before = std::fs::remove_file(self.path("status.json"));
         let mut command = diffnr();
         command.arg("serve").arg("--config").arg(self.path("gantry.toml")).args(switches);
@@ -167,21 +168,21 @@ impl Room {
     }
 
     /// `watch --json` of this room with further switches, its exit code being 0.
-    pub fn watch(&self, switches: &[&str]) -> Value {
+    pub(crate) fn watch(&self, switches: &[&str]) -> Value {
         let output = run(diffnr().args(["watch", "--name", &self.name, "--json"]).args(switches));
         expect_code(&output, 0);
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
     /// The daemon's status file.
-    pub fn status(&self) -> Option<Value> {
+    pub(crate) fn status(&self) -> Option<Value> {
         let text = std::fs::read_to_string(self.path("status.json")).ok()?;
         // Written atomically: what is there is whole.
         Some(serde_json::from_str(&text).unwrap())
     }
 
     /// Waits (20 s at most: a machine can be busy) until the status file satisfies `is`.
-    pub fn wait_for_status(&self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn wait_for_status(&self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
         let start = Instant::now();
         loop {
             let status = self.status();
@@ -195,11 +196,11 @@ impl Room {
 }
 
 /// A process that is killed with the test, whatever happens.
-pub struct Process(Option<Child>);
+pub(crate) struct Process(Option<Child>);
 
 impl Process {
     /// Starts it with its output kept.
-    pub fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         Self(Some(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
     }
 
@@ -208,19 +209,19 @@ impl Process {
     }
 
     /// Sends a signal.
-    pub fn signal(&mut self, signal: rustix::process::Signal) {
+    pub(crate) fn signal(&mut self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(self.child());
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
     /// kill -9, and waits for the end.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child().kill().unwrap();
         self.child().wait().unwrap();
     }
 
     /// Waits (20 s at most) for the end and returns everything.
-    pub fn end(mut self) -> Output {
+    pub(crate) fn end(mut self) -> Output {
         let start = Instant::now();
         // The pipes are read meanwhile, or a talkative process would wait for ever.
         let mut child = self.0.take().unwrap();
@@ -247,7 +248,7 @@ impl Process {
     }
 
     /// SIGTERM, then everything; the exit code must be 0.
-    pub fn stop(mut self) -> Output {
+    pub(crate) fn stop(mut self) -> Output {
         self.signal(rustix::process::Signal::TERM);
         let output = self.end();
         expect_code(&output, 0);
@@ -265,12 +266,12 @@ impl Drop for Process {
 }
 
 /// Runs a command to its end.
-pub fn run(command: &mut Command) -> Output {
+pub(crate) fn run(command: &mut Command) -> Output {
     Process::start(command).end()
 }
 
 /// Fails with everything that the process said where its exit code is another.
-pub fn expect_code(output: &Output, code: i32) {
+pub(crate) fn expect_code(output: &Output, code: i32) {
     assert_eq!(
         output.status.code(),
         Some(code),
@@ -281,24 +282,24 @@ pub fn expect_code(output: &Output, code: i32) {
 }
 
 /// What a process wrote to stderr.
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// JSON that a process printed.
-pub fn json(output: &Output) -> Value {
+pub(crate) fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
         panic!("{error}: {}", String::from_utf8_lossy(&output.stdout));
     })
 }
 
 /// HU of a saved volume `[x][y][z]`.
-pub fn saved_hu(path: &Path) -> Array3<f32> {
+pub(crate) fn saved_hu(path: &Path) -> Array3<f32> {
     diffnr::formats::nifti::read_ct(path).unwrap().hu
 }
 
 /// Mean HU over the voxels within `radius_mm` of a point.
-pub fn mean_hu(hu: &Array3<f32>, centre_mm: [f64; 3], radius_mm: f64) -> f64 {
+pub(crate) fn mean_hu(hu: &Array3<f32>, centre_mm: [f64; 3], radius_mm: f64) -> f64 {
     let (grid, centre) = (grid(), DVec3::from(centre_mm));
     let near: Vec<f64> = hu
         .indexed_iter()

@@ -29,9 +29,9 @@ impl Frames {
     pub(super) fn new(scene: Scene, raw: bool, scan_id: u64) -> Result<Self, String> {
         let geometry = scene.scan.geometry;
         let pixels = if raw {
-            let RawCounts { counts, dark, flat, .. } = scene.raw.ok_or(
-                "the scene has no raw counts (key diffnr.raw): simulate it with them, or leave --raw out",
-            )?;
+            let RawCounts { counts, dark, flat, .. } = scene
+                .raw
+                .ok_or("the scene has no raw counts (key diffnr.raw): simulate it with them, or leave --raw out")?;
             Pixels::Counts {
                 dark: whole_counts(&dark),
                 flat: whole_counts(&flat),
@@ -81,12 +81,8 @@ impl Frames {
         };
         let first_pose = &self.geometry.views[0];
         match (&self.pixels, index) {
-            (Pixels::Counts { dark, .. }, 0) => {
-                (header(FrameKind::DarkU16, 0, first_pose), bytemuck::cast_slice(dark))
-            }
-            (Pixels::Counts { flat, .. }, 1) => {
-                (header(FrameKind::FlatU16, 0, first_pose), bytemuck::cast_slice(flat))
-            }
+            (Pixels::Counts { dark, .. }, 0) => (header(FrameKind::DarkU16, 0, first_pose), bytemuck::cast_slice(dark)),
+            (Pixels::Counts { flat, .. }, 1) => (header(FrameKind::FlatU16, 0, first_pose), bytemuck::cast_slice(flat)),
             _ => {
                 let view = index - self.calibration_frames();
                 let range = view * pixels..(view + 1) * pixels;
