@@ -76,7 +76,7 @@ pub enum Moment {
 pub struct Publisher {
     writer: SharedWriter,
     template: VolumeHeader,
-    /// Header of the last volume.
+    /// Header of the last volume of a scan's end: what may be published again.
     current: Option<VolumeHeader>,
     /// A piece of a volume on its way into a slot.
     scratch: Vec<f32>,
@@ -133,7 +133,9 @@ impl Publisher {
         header.missing_count = count as u32;
         header.missing_frames = missing;
         header.last_frame_ns = last_frame_ns;
-        self.current = Some(header);
+        if !underway {
+            self.current = Some(header);
+        }
         self.send(&header, values, scale)
     }
 

@@ -190,6 +190,7 @@ fn nothing_is_allocated_on_the_frame_path_and_the_plan_lists_what_was_allocated_
     play(&settings, FrameKind::LineIntegralsF32, |view, header| {
         match view {
             7 => header.source_mm[0] += 400.0,
+            8 => header.row_step_mm = header.column_step_mm,
             9 => (header.view_index, header.total_views) = (VIEWS + 5, 0),
             _ => {}
         }
@@ -201,7 +202,7 @@ fn nothing_is_allocated_on_the_frame_path_and_the_plan_lists_what_was_allocated_
     READY.store(false, Ordering::SeqCst);
 
     let counters = daemon.supervision().reconstruct().counters;
-    assert_eq!((counters.scans_full, counters.scans_partial, counters.refused), (1, 1, 2), "{counters:?}");
+    assert_eq!((counters.scans_full, counters.scans_partial, counters.refused), (1, 1, 3), "{counters:?}");
     assert!(counters.previews > 0 && counters.full == 1 && counters.partial == 1, "{counters:?}");
     let count = ON_FRAME_PATH.load(Ordering::SeqCst);
     assert_eq!(

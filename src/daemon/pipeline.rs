@@ -13,11 +13,11 @@ use rayon::prelude::*;
 use super::{DaemonError, ScanState, tell_rung};
 use crate::compute::cpu::CpuCompute;
 use crate::config::Settings;
-use crate::error::{Classed, ErrorClass};
 use crate::geometry::ViewPose;
 use crate::ingest::{StagedFrame, Staging};
 use crate::preprocess::{CalibrationSource, Preprocessor};
 use crate::publish::{Moment, Publisher, Receipt};
+use crate::reconstruct::ReconstructError;
 use crate::reconstruct::fdk::{FdkAccumulator, FdkPlan};
 use crate::supervise::{Event, Ladder, Refusal, Stage, Supervision};
 
@@ -165,8 +165,11 @@ impl<'p> Pipeline<'p> {
 
     fn projection(&mut self, frame: &StagedFrame) -> Result<(), DaemonError> {
         let header = &frame.header;
-        let changed = self.ladder.frame(self.staging.waiting(), self.staging.capacity());
-        tell_rung(&self.supervision, changed, self.ladder.rung());
+        // Without previews there is nothing to skip.
+        if self.settings.publish.preview_every_views > 0 {
+            let changed = self.ladder.frame(self.staging.waiting(), self.staging.capacity());
+            tell_rung(&self.supervision, changed, self.ladder.rung());
+        }
         let planned = self.settings.geometry.views.len();
         let Some(planned_pose) = self.settings.geometry.views.get(header.view_index as usize).copied() else {
             self.refuse(header, Refusal::View { view: header.view_index, planned });
@@ -196,7 +199,8 @@ impl<'p> Pipeline<'p> {
         let corrected_ns = monotonic_ns();
         let added = self.accumulator.add_view(self.compute, header.view_index as usize, Some(&pose), &self.view);
         if let Err(error) = added {
-            if error.class() == ErrorClass::Stop {
+            // What one frame carries cannot end the daemon; what its carrier cannot do does.
+            if matches!(error, ReconstructError::Compute(_)) {
                 return Err(error.into());
             }
             self.scan.note(header);
@@ -363,7 +367,7 @@ impl<'p> Pipeline<'p> {
             Ok(receipt) => receipt,
             Err(_all_leased) => {
                 self.supervision.reconstruct().counters.slots_leased += 1;
-                self.supervision.tell(Event::SlotsLeased { status: 0 });
+                self.supervision.tell(Event::SlotsLeased { is_final: self.owed });
                 return;
             }
         };

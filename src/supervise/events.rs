@@ -132,8 +132,8 @@ pub enum Event {
     },
     /// No slot was free.
     SlotsLeased {
-        /// `VOLUME_*` bits of the volume.
-        status: u32,
+        /// A scan's last volume, which is tried again; a preview is not.
+        is_final: bool,
     },
     /// Another rung of the ladder.
     Rung {
@@ -219,9 +219,13 @@ impl fmt::Display for Event {
                 status_words(*status),
                 *latency_ns as f64 / 1e6
             ),
-            Self::SlotsLeased { status } => {
-                write!(f, "volume {} not published: every slot is leased by readers", status_words(*status))
+            Self::SlotsLeased { is_final: true } => {
+                write!(
+                    f,
+                    "every slot is leased by readers: the scan's volume waits for one (shared_memory.volume_slots gives more)"
+                )
             }
+            Self::SlotsLeased { is_final: false } => write!(f, "every slot is leased by readers: preview left out"),
             Self::Rung { from, to } => write!(f, "degrade ladder: {from:?} -> {to:?}"),
         }
     }
