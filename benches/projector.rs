@@ -86,10 +86,14 @@ fn main() {
         cases.extend([25, 100, 200, 400].map(|views| (128, views, best, all, 0.0)));
         cases.push((128, 50, best, all, TILT_RAD));
     }
-    cases.dedup();
+    if let Some(n) = std::env::var("CASE").ok().and_then(|n| n.parse().ok()) {
+        cases = vec![(n, 50, best, 1, 0.0); 6];
+    }
 
     println!("{}", CpuCompute::new(all).unwrap().description());
-    println!("detector 256 x 256, box {BOX_MM} mm; GUPS: 1e9 voxel-views a second; floor: operations and bytes at measured rates\n");
+    println!(
+        "detector 256 x 256, box {BOX_MM} mm; GUPS: 1e9 voxel-views a second; floor: operations and bytes at measured rates\n"
+    );
     println!("operation  voxels  views  SIMD     threads  median s  processor s    GUPS  x floor");
     let mut floors: Vec<((SimdLevel, usize), Floor)> = Vec::new();
     let mut results = Vec::new();

@@ -52,7 +52,11 @@ fn assert_adjoint(what: &str, geometry: &ScanGeometry, grid: &VolumeGrid) {
         let (ax, aty) = both(&carrier(2, simd, geometry, grid), geometry, grid, &x, &y);
         let (a, b) = (dot(&ax, &y), dot(&x, &aty));
         assert!(a.is_finite() && b.is_finite(), "{what}, {simd}: {a} {b}");
-        assert!((a - b).abs() <= 1e-5 * a.abs(), "{what}, {simd}: <Ax,y> = {a}, <x,A'y> = {b}, ratio - 1 = {:e}", a / b - 1.0);
+        assert!(
+            (a - b).abs() <= 1e-5 * a.abs(),
+            "{what}, {simd}: <Ax,y> = {a}, <x,A'y> = {b}, ratio - 1 = {:e}",
+            a / b - 1.0
+        );
         match &first {
             None => first = Some((ax, aty)),
             Some((px, py)) => {
@@ -103,7 +107,9 @@ fn offsets_and_half_fan() {
 
 #[test]
 fn tilts() {
-    for (roll_rad, pitch_rad, yaw_rad) in [(0.05, 0.0, 0.0), (0.0, 0.08, 0.0), (0.0, 0.0, 0.3), (0.4, -0.2, 0.1), (1.57, 0.0, 0.0)] {
+    for (roll_rad, pitch_rad, yaw_rad) in
+        [(0.05, 0.0, 0.0), (0.0, 0.08, 0.0), (0.0, 0.0, 0.3), (0.4, -0.2, 0.1), (1.57, 0.0, 0.0)]
+    {
         let o = CircularOrbit { roll_rad, pitch_rad, yaw_rad, ..orbit(30, 26, 150.0) };
         assert_adjoint(&format!("tilt {roll_rad} {pitch_rad} {yaw_rad}"), &o.over_arc(9, 0.2, TAU), &cube(24, 100.0));
     }
@@ -111,7 +117,8 @@ fn tilts() {
 
 #[test]
 fn odd_sizes() {
-    for (n, columns, rows) in [(1, 1, 1), (1, 17, 33), (3, 17, 1), (17, 3, 17), (33, 1, 64), (31, 33, 17), (2, 16, 16)] {
+    for (n, columns, rows) in [(1, 1, 1), (1, 17, 33), (3, 17, 1), (17, 3, 17), (33, 1, 64), (31, 33, 17), (2, 16, 16)]
+    {
         let o = orbit(columns, rows, 150.0);
         // A single wide pixel would be a square as high as wide.
         let o = CircularOrbit { pitch_v_mm: 150.0 / rows as f64, ..o };
@@ -214,7 +221,10 @@ fn the_same_to_the_bit_for_any_number_of_threads_and_from_inside_the_pool() {
             for threads in [2, 3] {
                 let cpu = carrier(threads, simd, &geometry, &grid);
                 assert!(one == both(&cpu, &geometry, &grid, &x, &y), "{simd}, {threads} threads");
-                assert!(one == cpu.install(|| both(&cpu, &geometry, &grid, &x, &y)), "{simd}, {threads} threads, inside");
+                assert!(
+                    one == cpu.install(|| both(&cpu, &geometry, &grid, &x, &y)),
+                    "{simd}, {threads} threads, inside"
+                );
             }
         }
     }

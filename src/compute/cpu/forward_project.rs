@@ -23,7 +23,7 @@ use super::rays;
 use super::scratch::{Need, Scratch};
 use super::simd::SimdLevel;
 use crate::geometry::{ScanGeometry, VolumeGrid};
-use by_columns::{ROW_BLOCK, Shared, Workspace, add_planes};
+use by_columns::{ROW_BLOCK, Shared, Workspace, add_planes, prefetch};
 
 /// Views and columns of the largest task; sums of such a task fill half a second-level cache of 1 to 2 MiB.
 const TASK_VIEWS: usize = 8;
@@ -181,6 +181,7 @@ impl Task {
             for start in (0..planes).step_by(block) {
                 for (path, sums) in paths.iter().zip(sums.chunks_exact_mut(padded)) {
                     if path.axis == axis {
+                        prefetch(shared, path, start + block..start + 2 * block);
                         add_planes(simd, shared, &mut work, path, start..start + block, sums);
                     }
                 }

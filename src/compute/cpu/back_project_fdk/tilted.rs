@@ -2,8 +2,9 @@
 
 #![allow(unsafe_code)] // SIMD.
 
+use super::SimdLevel;
 use super::transpose::MARGIN;
-use super::{SimdLevel, View};
+use super::view::View;
 
 /// Adds one view to a column of voxels.
 pub(super) fn add_to_column(view: &View<'_>, simd: SimdLevel, ix: usize, iy: usize, voxels: &mut [f32]) {

@@ -23,6 +23,8 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    pub(super) const EMPTY: Self = Self { columns: 0, rows: 0, stride: 0 };
+
     pub(super) fn of(detector: Detector) -> Self {
         let mut stride = (detector.rows + 2 * MARGIN).next_multiple_of(LINE);
         // Strides of whole kilobytes would put all columns into the same few sets of the cache.
