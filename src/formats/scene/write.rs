@@ -105,7 +105,7 @@ pub fn write(folder: &Path, scene: &Scene) -> Result<(), FormatError> {
 /// Refuses scenes whose parts do not fit each other.
 fn check(path: &Path, scene: &Scene) -> Result<(), FormatError> {
     let scan = &scene.scan;
-    let geometry_error = |source| FormatError::Geometry { path: path.to_path_buf(), source };
+    let geometry_error = |reason| FormatError::Geometry { path: path.to_path_buf(), reason };
     scan.geometry.check().map_err(geometry_error)?;
     scan.grid.check().map_err(geometry_error)?;
     let detector = scan.geometry.detector;
