@@ -41,18 +41,18 @@ pub const MAX_PROJECTION_VALUES: usize = 1 << 32;
 /// Attenuation of water at about 70 keV, used where nothing else is stated (METHOD: mu = mu_water (1 + HU/1000)).
 pub const DEFAULT_MU_WATER_PER_MM: f64 = 0.0193;
 
-/// Why a file could not be read or written.
+/// Why a file could not be read or written. Messages hold the system's or the geometry's reason; there is no further source.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
     /// The operating system refused.
-    #[error("{}: cannot {action}: {source}", path.display())]
+    #[error("{}: cannot {action}: {reason}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What was being done ("read", "write", "create the folder").
         action: &'static str,
         /// The system's reason.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A field has a value that cannot be used.
     #[error("{}: {field} = {value}: {requirement}", path.display())]
@@ -77,12 +77,12 @@ pub enum FormatError {
         advice: String,
     },
     /// The numbers are readable, but no geometry follows from them.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Geometry {
         /// The file that holds the geometry.
         path: PathBuf,
         /// The reason.
-        source: GeometryError,
+        reason: GeometryError,
     },
 }
 
@@ -93,8 +93,8 @@ impl Classed for FormatError {
 }
 
 impl FormatError {
-    pub(crate) fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
-        Self::Io { path: path.to_path_buf(), action, source }
+    pub(crate) fn io(path: &Path, action: &'static str, reason: io::Error) -> Self {
+        Self::Io { path: path.to_path_buf(), action, reason }
     }
 
     pub(crate) fn field(

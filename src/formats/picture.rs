@@ -120,7 +120,7 @@ fn draw(path: &Path, panels: &[Panel<'_>], window: Window) -> Result<Canvas, For
         + panels
             .iter()
             .zip(&rows)
-            .map(|(panel, row)| caption_lines(panel) * line + row_height(row) + line)
+            .map(|(panel, row)| caption_lines(panel) * line + row_height(row) + below)
             .sum::<usize>()
         + line;
     if height > MAX_HEIGHT {
