@@ -53,10 +53,7 @@ const BLENDS: usize = 4;
 
 fn need_for(layout: Layout, views: usize, height: usize) -> Need {
     let cell = CELL[0] * CELL[1] * height.next_multiple_of(LINE);
-    Need {
-        shared: layout.view_floats().saturating_mul(views),
-        per_thread: cell.saturating_add(BLENDS * layout.stride),
-    }
+    Need { shared: layout.view_floats().saturating_mul(views), per_thread: cell.saturating_add(BLENDS * layout.stride) }
 }
 
 /// Scratch: the views of one call in `[u][v]` order; a cell of voxels and some blended detector columns a thread.
@@ -113,9 +110,7 @@ impl Columns {
     #[allow(clippy::mut_from_ref)]
     unsafe fn column(&self, ix: usize, iy: usize) -> &mut [f32] {
         // SAFETY: the column lies within the volume and is the caller's alone, as the contract says.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.first.add((ix * self.count_y + iy) * self.height), self.height)
-        }
+        unsafe { std::slice::from_raw_parts_mut(self.first.add((ix * self.count_y + iy) * self.height), self.height) }
     }
 }
 

@@ -2,8 +2,8 @@
 
 #![allow(unsafe_code)] // SIMD.
 
-use super::transpose::MARGIN;
 use super::SimdLevel;
+use super::transpose::MARGIN;
 use super::view::View;
 
 /// Adds one view to a column of voxels.

@@ -52,7 +52,8 @@ impl<'a> View<'a> {
         }
         // Over the whole column, u moves by less than 1e-4 pixel and w by less than 1e-7 of the distance to the detector.
         let height = grid.voxels[2] as f64;
-        let upright = (matrix[0][2] * height).abs() < 1e-4 && (matrix[2][2] * height).abs() < 1e-7 && matrix[1][2] > 0.0;
+        let upright =
+            (matrix[0][2] * height).abs() < 1e-4 && (matrix[2][2] * height).abs() < 1e-7 && matrix[1][2] > 0.0;
         Self { pixels, layout, matrix, upright }
     }
 
