@@ -74,7 +74,10 @@ fn read(path: &Path) -> Result<Volume, Failure> {
 fn read_ground_truth(folder: &Path, as_hu: bool) -> Result<Volume, Failure> {
     let scan = scene::read_description(folder).map_err(input)?;
     let Some(mu_per_mm) = scene::read_ground_truth_per_mm(folder).map_err(input)? else {
-        return Err(refuse(format!("{}: this scene holds no ground truth (`vol` in meta_data.json)", folder.display())));
+        return Err(refuse(format!(
+            "{}: this scene holds no ground truth (`vol` in meta_data.json)",
+            folder.display()
+        )));
     };
     let is_hu = as_hu && scan.scale.is_absolute;
     let values =

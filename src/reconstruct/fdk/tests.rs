@@ -419,25 +419,68 @@ fn zz_probe() {
     let fov = Coverage::analyse(&geometry, &grid).unwrap().field_of_view;
     println!("{fov:?}");
     let (mut e, mut e2, mut n) = ([0.0; 4], [0.0; 4], [0.0; 4]);
-    for ix in 0..128 { for iy in 0..128 { for iz in 0..128 {
-        let i = grid.index(ix, iy, iz); let d = f64::from(volume[i] - t[i]);
-        let p = grid.voxel_centre_mm(ix, iy, iz);
-        let k = if !fov.contains(p) { 0 } else if t[i] == 0.0 { 1 } else if t[i] > 1.9 { 2 } else { 3 };
-        e[k] += d.abs(); e2[k] += d * d; n[k] += 1.0;
-    }}}
-    for k in 0..4 { println!("class {k}: n {} mean {:.4} rms {:.4}", n[k], e[k] / n[k], (e2[k] / n[k]).sqrt()); }
-    for iz in (0..128).step_by(8) { let (mut a, mut b)=(0.0,0.0); for ix in 0..128 { for iy in 0..128 { let i=grid.index(ix,iy,iz); let d=f64::from(volume[i]-t[i]); if fov.contains(grid.voxel_centre_mm(ix,iy,iz)) { a+=d*d; b+=1.0; } } } println!("z {iz}: rms {:.4} centre {:.3} truth {:.3}", (a/b as f64).sqrt(), volume[grid.index(64,64,iz)], t[grid.index(64,64,iz)]); }
+    for ix in 0..128 {
+        for iy in 0..128 {
+            for iz in 0..128 {
+                let i = grid.index(ix, iy, iz);
+                let d = f64::from(volume[i] - t[i]);
+                let p = grid.voxel_centre_mm(ix, iy, iz);
+                let k = if !fov.contains(p) {
+                    0
+                } else if t[i] == 0.0 {
+                    1
+                } else if t[i] > 1.9 {
+                    2
+                } else {
+                    3
+                };
+                e[k] += d.abs();
+                e2[k] += d * d;
+                n[k] += 1.0;
+            }
+        }
+    }
+    for k in 0..4 {
+        println!("class {k}: n {} mean {:.4} rms {:.4}", n[k], e[k] / n[k], (e2[k] / n[k]).sqrt());
+    }
+    for iz in (0..128).step_by(8) {
+        let (mut a, mut b) = (0.0, 0.0);
+        for ix in 0..128 {
+            for iy in 0..128 {
+                let i = grid.index(ix, iy, iz);
+                let d = f64::from(volume[i] - t[i]);
+                if fov.contains(grid.voxel_centre_mm(ix, iy, iz)) {
+                    a += d * d;
+                    b += 1.0;
+                }
+            }
+        }
+        println!(
+            "z {iz}: rms {:.4} centre {:.3} truth {:.3}",
+            (a / b as f64).sqrt(),
+            volume[grid.index(64, 64, iz)],
+            t[grid.index(64, 64, iz)]
+        );
+    }
 
-    let g2 = VolumeGrid { centre_mm: DVec3::new(3.0, -2.0, 1.5), ..VolumeGrid::over_box([56, 60, 64], DVec3::new(112.0, 120.0, 128.0), DVec3::ZERO) };
+    let g2 = VolumeGrid {
+        centre_mm: DVec3::new(3.0, -2.0, 1.5),
+        ..VolumeGrid::over_box([56, 60, 64], DVec3::new(112.0, 120.0, 128.0), DVec3::ZERO)
+    };
     let o2 = CircularOrbit { offset_u_mm: 2.6, offset_v_mm: -3.4, ..orbit(600.0, 900.0, [128, 120], [1.7, 1.8]) };
     let ph = EllipsoidPhantom::asymmetric(50.0, 0.02);
     let geo = o2.over_arc(240, 0.9, TAU);
     let vol = fdk(&ph, &geo, &g2, FdkSettings::default());
-    for axis in 0..3 { for s in [-0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5] {
-        let mut h = g2; h.centre_mm[axis] += s * 2.0;
-        println!("axis {axis} shift {s}: {:.4}", relative(&vol, ph.voxelise(&h, 3).as_slice().unwrap()));
-    }}
-    for (du, dv) in [(0.5, 0.0), (-0.5, 0.0), (0.25, 0.0), (-0.25, 0.0), (0.0, 0.5), (0.0, -0.5), (0.0, 0.25), (0.0, -0.25)] {
+    for axis in 0..3 {
+        for s in [-0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5] {
+            let mut h = g2;
+            h.centre_mm[axis] += s * 2.0;
+            println!("axis {axis} shift {s}: {:.4}", relative(&vol, ph.voxelise(&h, 3).as_slice().unwrap()));
+        }
+    }
+    for (du, dv) in
+        [(0.5, 0.0), (-0.5, 0.0), (0.25, 0.0), (-0.25, 0.0), (0.0, 0.5), (0.0, -0.5), (0.0, 0.25), (0.0, -0.25)]
+    {
         let sh = CircularOrbit { offset_u_mm: 2.6 + du * 1.7, offset_v_mm: -3.4 + dv * 1.8, ..o2 };
         let mut compute = CpuCompute::new(2).unwrap();
         let plan = Arc::new(FdkPlan::new(&mut compute, &geo, &g2, FdkSettings::default()).unwrap());
