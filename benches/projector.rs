@@ -86,9 +86,6 @@ fn main() {
         cases.extend([25, 100, 200, 400].map(|views| (128, views, best, all, 0.0)));
         cases.push((128, 50, best, all, TILT_RAD));
     }
-    if let Some(n) = std::env::var("CASE").ok().and_then(|n| n.parse().ok()) {
-        cases = vec![(n, 50, best, 1, 0.0); 6];
-    }
 
     println!("{}", CpuCompute::new(all).unwrap().description());
     println!(

@@ -57,7 +57,11 @@ impl Failure {
         let mut message = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
-            message = format!("{message}: {cause}");
+            // Many errors quote their cause already.
+            let words = cause.to_string();
+            if !message.ends_with(&words) {
+                message = format!("{message}: {words}");
+            }
             source = cause.source();
         }
         Self { message, code }

@@ -21,6 +21,7 @@ pub mod compute;
 pub mod reconstruct;
 pub mod publish;
 
+pub mod daemon;
 pub mod supervise;
 
 pub mod formats;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use diffnr::formats::nifti::{Storage, read_ct, write};
-use diffnr::formats::{Scan, SceneScale, metaimage, npy, rtk};
+use diffnr::formats::{Scan, SceneScale, metaimage, npy, rtk, scene};
 use diffnr::geometry::{CircularOrbit, Detector, ViewPose};
 use diffnr::measure;
 use glam::{DAffine3, DMat3, DVec3};
@@ -103,6 +103,27 @@ fn we_read_what_nibabel_writes() {
     for (name, said) in files {
         agrees_with_nibabel(&folder.path().join(name), said);
     }
+}
+
+#[test]
+fn we_read_a_scene_that_numpy_and_json_wrote() {
+    let folder = tempfile::tempdir().unwrap();
+    if peer("a scene by NumPy", &["numpy-scene", text(folder.path())]).is_none() {
+        return;
+    }
+    let read = scene::read(folder.path()).unwrap();
+    assert!(!read.scan.scale.is_absolute);
+    assert_eq!(read.scan.projections.dim(), (3, 7, 8));
+    assert_eq!(read.scan.projections[[2, 6, 5]], 265.0);
+    assert_eq!(read.ground_truth_per_mm.unwrap()[[3, 2, 1]], 0.321);
+    assert_eq!(read.scan.grid.voxel_mm, DVec3::new(0.5, 0.4, 2.0 / 6.0));
+    let test = read.test.unwrap();
+    assert_eq!(test.projections.dim(), (2, 7, 8));
+    // Half a turn on: the source has gone to -x, and the pitch is 4 / 8 and 3.5 / 7.
+    let pose = read.scan.geometry.views[1];
+    assert!((pose.source_mm - DVec3::new(-5.0, 0.0, 0.0)).length() < 1e-12);
+    assert!((pose.column_step_mm - DVec3::new(0.0, -0.5, 0.0)).length() < 1e-12);
+    assert!((pose.row_step_mm - DVec3::new(0.0, 0.0, -0.5)).length() < 1e-12);
 }
 
 /// Two volumes in [0, 1] with structure at several scales, an empty slice, and noise.

@@ -231,6 +231,17 @@ fn the_same_to_the_bit_for_any_number_of_threads_and_from_inside_the_pool() {
 }
 
 #[test]
+fn more_views_than_one_pass_takes() {
+    // A detector of 2000 x 2000 pixels is brought into order four views at a time.
+    let geometry = orbit(2000, 2000, 150.0).over_arc(5, 0.1, TAU);
+    let grid = cube(6, 90.0);
+    let (x, y) = (random(grid.len(), 1), random(geometry.projection_len(), 2));
+    let (ax, aty) = both(&carrier(2, SimdLevel::detect(), &geometry, &grid), &geometry, &grid, &x, &y);
+    let (a, b) = (dot(&ax, &y), dot(&x, &aty));
+    assert!((a / b - 1.0).abs() < 1e-5, "{a} {b}");
+}
+
+#[test]
 fn views_one_by_one_add_up() {
     let grid = cube(24, 95.0);
     let geometry = orbit(32, 30, 150.0).over_arc(6, 0.1, TAU);

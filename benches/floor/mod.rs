@@ -10,17 +10,17 @@ use diffnr::compute::cpu::SimdLevel;
 
 /// What `threads` threads do in a second.
 #[derive(Debug, Clone, Copy)]
-pub struct Floor {
+pub(crate) struct Floor {
     /// Register operations on single lanes (a fused multiply-add counts as one).
-    pub lane_operations_per_s: f64,
+    pub(crate) lane_operations_per_s: f64,
     /// Bytes read plus bytes written, buffers far larger than the second-level cache.
-    pub bytes_per_s: f64,
+    pub(crate) bytes_per_s: f64,
 }
 
 impl Floor {
     /// Measures one SIMD level on `threads` threads; the best of several tries, since others may share the machine.
     #[must_use]
-    pub fn measure(simd: SimdLevel, threads: usize) -> Self {
+    pub(crate) fn measure(simd: SimdLevel, threads: usize) -> Self {
         Self {
             lane_operations_per_s: best(threads, || lane_operations(simd)),
             bytes_per_s: {
@@ -39,7 +39,7 @@ impl Floor {
 
     /// Least time for this much work: operations and bytes can overlap.
     #[must_use]
-    pub fn seconds(&self, lane_operations: f64, bytes: f64) -> f64 {
+    pub(crate) fn seconds(&self, lane_operations: f64, bytes: f64) -> f64 {
         (lane_operations / self.lane_operations_per_s).max(bytes / self.bytes_per_s)
     }
 }
@@ -106,7 +106,7 @@ unsafe fn fma_avx512(rounds: usize) -> usize {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn fma_avx2(rounds: usize) -> usize {
     use std::arch::x86_64::*;
-    // 13 sums and two factors fill the 16 registers; 16 would spill. 16 operations a round all the same: 8 sums twice.
+    // 16 sums and two factors would not fit into 16 registers: 8 sums twice a round, enough to cover the latency.
     let mut sums = [_mm256_set1_ps(0.5); 8];
     let (a, b) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(0.001)));
     for _ in 0..2 * rounds {

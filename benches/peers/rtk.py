@@ -193,17 +193,17 @@ def speed(diffnr, projector):
 
 
 def projector_seconds(path):
-    """Seconds by (operation, voxels): full SIMD, all threads, 50 views."""
+    """Seconds by (operation, voxels) from the projector's bench: fastest SIMD level and threads, 50 views, no roll."""
     if path is None:
         return {}
     with open(path) as file:
         results = json.load(file)["results"]
+    names = {"forward": "forward_project", "adjoint": "back_project_matched"}
     best = {}
     for row in results:
-        operation, n, views = row.get("operation"), row.get("voxels"), row.get("views")
-        if views == 50 and not row.get("roll_rad") and "seconds" in row:
-            key = (operation, n)
-            best[key] = min(row["seconds"], best.get(key, float("inf")))
+        if row["views"] == 50 and row["roll_rad"] == 0:
+            key = (names[row["operation"]], row["voxels"])
+            best[key] = min(row["median_s"], best.get(key, float("inf")))
     return best
 
 

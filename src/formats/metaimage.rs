@@ -3,7 +3,7 @@
 //! Raw or zlib-compressed, either byte order, one channel, axes not rotated. Sizes are checked against the file before memory is
 //! taken.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
@@ -362,13 +362,6 @@ fn sizes(text: &str, dimensions: usize) -> Option<[usize; 3]> {
         *size = word.parse().ok().filter(|&n| n > 0)?;
     }
     (words.len() == dimensions).then_some(sizes)
-}
-
-/// Whether a name is that of a MetaImage.
-#[must_use]
-pub fn is_metaimage(path: &Path) -> bool {
-    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    (extension == "mha" || extension == "mhd") && fs::metadata(path).is_ok_and(|meta| meta.is_file())
 }
 
 #[cfg(test)]

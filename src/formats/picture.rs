@@ -106,6 +106,8 @@ fn draw(path: &Path, panels: &[Panel<'_>], window: Window) -> Result<Canvas, For
     let rows: Vec<[Slice<'_>; 3]> = panels.iter().map(|panel| slices(panel, pixel_mm)).collect();
 
     let line = canvas::TEXT_HEIGHT + MARGIN;
+    // The slices' names, and a gap to the next volume.
+    let below = line + MARGIN;
     let caption_lines = |panel: &Panel<'_>| panel.caption.lines().count();
     let row_height = |row: &[Slice<'_>; 3]| row.iter().map(|slice| slice.height).max().unwrap_or(0);
     let width_of = |row: &[Slice<'_>; 3]| row.iter().map(|slice| slice.width + MARGIN).sum::<usize>();
@@ -118,7 +120,7 @@ fn draw(path: &Path, panels: &[Panel<'_>], window: Window) -> Result<Canvas, For
         + panels
             .iter()
             .zip(&rows)
-            .map(|(panel, row)| caption_lines(panel) * line + row_height(row) + line)
+            .map(|(panel, row)| caption_lines(panel) * line + row_height(row) + below)
             .sum::<usize>()
         + line;
     if height > MAX_HEIGHT {
@@ -143,7 +145,7 @@ fn draw(path: &Path, panels: &[Panel<'_>], window: Window) -> Result<Canvas, For
             slice.draw(&mut canvas, left, top, window);
             left += slice.width + MARGIN;
         }
-        top += row_height(row) + line;
+        top += row_height(row) + below;
     }
     scale_bar(&mut canvas, MARGIN, height - line, pixel_mm, longest_mm);
     grey_scale(&mut canvas, MARGIN + slices_width, first_slice_top, row_height(&rows[0]), window);

@@ -63,7 +63,7 @@ pub fn read(geometry: &Path, stack: &Path, counts_without_object: Option<f64>) -
     let detector = Detector { columns, rows };
     let poses = projections.iter().map(|projection| pose(projection, &image, rows)).collect();
     let scan_geometry = ScanGeometry { detector, views: poses };
-    scan_geometry.check().map_err(|source| FormatError::Geometry { path: geometry.to_path_buf(), source })?;
+    scan_geometry.check().map_err(|reason| FormatError::Geometry { path: geometry.to_path_buf(), reason })?;
     for (view, projection) in projections.iter().enumerate() {
         check_matrix(geometry, view, projection)?;
     }

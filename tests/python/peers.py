@@ -2,6 +2,7 @@
 
 usage: peers.py nibabel-read FILE            affine, shape and some voxels as JSON
        peers.py nibabel-write FOLDER         files with features that our writer never writes, and what nibabel says of them
+       peers.py numpy-scene FOLDER           a scene folder as the field writes it: NumPy and JSON alone
        peers.py scikit-image A.npy B.npy     PSNR and SSIM of two volumes in [0, 1]
        peers.py surface A.npy B.npy SX SY SZ Dice and ASD of two masks through SciPy
        peers.py rtk-read GEOMETRY.xml        matrices and source positions as RTK has them
@@ -69,6 +70,31 @@ def nibabel_write(folder):
     save("sform_wins.nii.gz", both)
     save("float64.nii.gz", nib.Nifti1Image(values / 3.0, np.diag([-1.0, -2, 3, 1])))
     return files
+
+
+def numpy_scene(folder):
+    (np,) = need("numpy")
+    import os
+
+    x, y, z = np.meshgrid(np.arange(4), np.arange(5), np.arange(6), indexing="ij")
+    np.save(f"{folder}/vol_gt.npy", ((100 * x + 10 * y + z) / 1000).astype(np.float32))
+    lists = {}
+    for name, count in (("proj_train", 3), ("proj_test", 2)):
+        os.makedirs(f"{folder}/{name}")
+        lists[name] = []
+        for view in range(count):
+            v, u = np.meshgrid(np.arange(7), np.arange(8), indexing="ij")
+            np.save(f"{folder}/{name}/{name}_{view:04d}.npy", (100 * view + 10 * v + u).astype(np.float32))
+            lists[name].append({"file_path": f"{name}/{name}_{view:04d}.npy", "angle": float(np.linspace(0, 2 * np.pi, count)[view])})
+    scanner = {
+        "mode": "cone", "filter": None, "DSD": 7.0, "DSO": 5.0, "nDetector": [7, 8], "sDetector": [3.5, 4.0],
+        "nVoxel": [4, 5, 6], "sVoxel": [2.0, 2.0, 2.0], "offOrigin": [0, 0, 0], "offDetector": [0, 0], "accuracy": 0.5,
+        "totalAngle": 360.0, "startAngle": 0.0, "noise": True, "possion_noise": 1e4, "gaussian_noise": [0, 10],
+    }  # fmt: skip
+    meta = {"scanner": scanner, "vol": "vol_gt.npy", "radius": 1.0, "bbox": [[-1.0] * 3, [1.0] * 3], **lists}
+    with open(f"{folder}/meta_data.json", "w") as file:
+        json.dump(meta, file, indent=4)
+    return {"views": 3}
 
 
 def scikit_image(a, b):

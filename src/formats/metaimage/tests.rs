@@ -1,4 +1,6 @@
 #![allow(clippy::unwrap_used)]
+use std::fs;
+
 use ndarray::Array;
 use proptest::prelude::*;
 

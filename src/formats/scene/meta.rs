@@ -93,7 +93,7 @@ impl Meta {
                 None => orbit.at_angles(&angles),
             };
             if required || !files.is_empty() {
-                geometry.check().map_err(|source| FormatError::Geometry { path: path.clone(), source })?;
+                geometry.check().map_err(|reason| FormatError::Geometry { path: path.clone(), reason })?;
             }
             Ok(ViewList { files, geometry })
         };
@@ -230,7 +230,7 @@ fn read_grid(scanner: &Node<'_>, unit_mm: f64) -> Result<VolumeGrid, FormatError
     let size = DVec3::from_array(scanner.get("sVoxel")?.sizes::<3>()?) * unit_mm;
     let centre = scanner.find("offOrigin")?.map_or(Ok([0.0; 3]), |node| node.numbers::<3>())?;
     let grid = VolumeGrid::over_box(voxels, size, DVec3::from_array(centre) * unit_mm);
-    grid.check().map_err(|source| FormatError::Geometry { path: scanner.path.to_path_buf(), source })?;
+    grid.check().map_err(|reason| FormatError::Geometry { path: scanner.path.to_path_buf(), reason })?;
     Ok(grid)
 }
 

@@ -89,6 +89,29 @@ fn stated_scales_turn_units_and_values_into_mm_and_attenuation() {
     assert!((scan.scale.value(truth) - 1.0).abs() < 1e-6);
 }
 
+#[test]
+fn a_scale_stated_by_half_stays_so_when_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut meta = foreign(folder.path());
+    meta["diffnr"] = json!({"unit_mm": 10.0});
+    save(folder.path(), &meta);
+    let first = read(folder.path()).unwrap();
+    assert!(!first.scan.scale.is_absolute);
+    let again = tempfile::tempdir().unwrap();
+    write(again.path(), &first).unwrap();
+    let second = read(again.path()).unwrap();
+    assert_eq!(second.scan.scale, first.scan.scale);
+    assert!(same_poses(&second.scan.geometry, &first.scan.geometry, 1e-11));
+    assert_eq!(second.ground_truth_per_mm, first.ground_truth_per_mm);
+    // The lengths in the file are the scene's own again.
+    let text = fs::read_to_string(again.path().join(META_FILE)).unwrap();
+    let meta: Value = serde_json::from_str(&text).unwrap();
+    assert!((meta["scanner"]["DSO"].as_f64().unwrap() - 5.0).abs() < 1e-12, "{meta}");
+    assert_eq!(meta["scanner"]["nDetector"], json!([3, 5]));
+    assert!((meta["scanner"]["offDetector"][0].as_f64().unwrap() - 0.5).abs() < 1e-12);
+    assert!((meta["scanner"]["sDetector"][0].as_f64().unwrap() - 2.4).abs() < 1e-12);
+}
+
 /// Changes one thing in a good description and expects an error that holds all the words.
 fn refuses(change: impl FnOnce(&mut Value), words: &[&str]) {
     let folder = tempfile::tempdir().unwrap();

@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use super::super::joseph::Column;
+use super::super::joseph::{Column, whole};
 #[cfg(target_arch = "x86_64")]
 use super::super::lanes::{Avx2, Avx512, Lanes};
 use super::super::simd::SimdLevel;
@@ -186,15 +186,6 @@ fn lay_out<'s>(shared: &Shared<'_>, column: &Column, planes: Range<usize>, steps
         count += usize::from(other > -1.0 && other < others as f64 && begin < end);
     }
     &steps[..count]
-}
-
-/// Floor of `value` within bounds that fit into 31 bits; NaN gives the lower bound. In few instructions, other than a checked `as`.
-#[inline(always)]
-fn whole(value: f64, low: f64, high: f64) -> i32 {
-    let kept = value.max(low).min(high);
-    // SAFETY: `kept` is a number within [low, high] (`max` drops a NaN), and these are counts of rows, planes or voxels.
-    let truncated = unsafe { kept.to_int_unchecked::<i32>() };
-    truncated - i32::from(f64::from(truncated) > kept)
 }
 
 /// Plain, and for slopes that the registers' way does not cover.
