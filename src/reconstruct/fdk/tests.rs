@@ -172,15 +172,31 @@ fn windows_keep_the_scale() {
 fn shepp_logan_passes_rtks_test() {
     let orbit = orbit(600.0, 1200.0, [128, 128], [4.0, 4.0]);
     let grid = VolumeGrid::over_box([128; 3], DVec3::splat(256.0), DVec3::ZERO);
-    let phantom = EllipsoidPhantom::shepp_logan(128.0);
-    let volume = fdk(&phantom, &orbit.over_arc(180, 0.0, TAU), &grid, FdkSettings::default());
+    let phantom = EllipsoidPhantom::shepp_logan(116.0);
     let truth = phantom.voxelise(&grid, 1);
-    let errors = volume.iter().zip(truth.iter()).map(|(a, b)| f64::from(a - b));
-    let n = grid.len() as f64;
-    let mean = errors.clone().map(f64::abs).sum::<f64>() / n;
-    let psnr = 10.0 * (4.0 / (errors.map(|e| e * e).sum::<f64>() / n)).log10();
-    println!("mean error {mean:.4}, PSNR {psnr:.2} dB");
-    assert!(mean < 0.03 && psnr > 26.0, "{mean} {psnr}");
+    let centred = orbit.over_arc(180, 0.0, TAU);
+    let view = Coverage::analyse(&centred, &grid).unwrap().field_of_view;
+    // RTK moves the source by 20 mm along the columns' axis and 15 mm up, the detector not.
+    let mut moved = centred.clone();
+    for view in &mut moved.views {
+        view.source_mm += 20.0 * view.column_step_mm.normalize() - 15.0 * view.row_step_mm.normalize();
+    }
+    for (name, geometry) in [("centred", centred), ("source moved", moved)] {
+        let volume = fdk(&phantom, &geometry, &grid, FdkSettings::default());
+        let (mut sum, mut squares, mut n) = (0.0, 0.0, 0.0);
+        for (index, truth) in truth.indexed_iter() {
+            // Outside the field of view the test sets 0.
+            let seen = view.contains(grid.voxel_centre_mm(index.0, index.1, index.2));
+            let value = if seen { volume[grid.index(index.0, index.1, index.2)] } else { 0.0 };
+            let error = f64::from(value - truth);
+            sum += error.abs();
+            squares += error * error;
+            n += 1.0;
+        }
+        let (mean, psnr) = (sum / n, 10.0 * (4.0 / (squares / n)).log10());
+        println!("{name}: mean error {mean:.4}, PSNR {psnr:.2} dB");
+        assert!(mean < 0.03 && psnr > 26.0, "{name}: {mean} {psnr}");
+    }
 }
 
 /// Normalised error of one grid's volume against the phantom's cell averages, over the whole phantom.
@@ -221,17 +237,23 @@ fn an_asymmetric_object_comes_out_the_right_way_round() {
         let wrong = relative(&volume, phantom.voxelise(&half, 3).as_slice().unwrap());
         assert!(wrong > 1.1 * right, "half a voxel along axis {axis}: {wrong}, right {right}");
     }
-    // Half a pixel of the detector, told to the simulator only.
-    for shifted in [
-        CircularOrbit { offset_u_mm: orbit.offset_u_mm + 0.85, ..orbit },
-        CircularOrbit { offset_v_mm: orbit.offset_v_mm + 0.9, ..orbit },
-    ] {
+    // Half a pixel of the detector, told to the simulator only; on a short arc, as over a full turn opposite views blur what
+    // u displaces.
+    let short = |orbit: CircularOrbit| orbit.over_arc(240, 0.9, 3.6);
+    let error = |simulated: CircularOrbit| {
         let mut compute = CpuCompute::new(2).unwrap();
-        let plan = Arc::new(FdkPlan::new(&mut compute, &geometry, &grid, FdkSettings::default()).unwrap());
-        let projections = phantom.line_integrals(&shifted.over_arc(240, 0.9, TAU));
-        let volume = reconstruct(&compute, plan, projections.as_slice().unwrap()).unwrap();
-        let wrong = relative(&volume, truth.as_slice().unwrap());
-        assert!(wrong > 1.05 * right, "half a pixel: {wrong}, right {right}");
+        let plan = Arc::new(FdkPlan::new(&mut compute, &short(orbit), &grid, FdkSettings::default()).unwrap());
+        let projections = phantom.line_integrals(&short(simulated));
+        relative(&reconstruct(&compute, plan, projections.as_slice().unwrap()).unwrap(), truth.as_slice().unwrap())
+    };
+    let right = error(orbit);
+    for (u, v) in [(0.5, 0.0), (-0.5, 0.0), (0.0, 0.5), (0.0, -0.5)] {
+        let wrong = error(CircularOrbit {
+            offset_u_mm: orbit.offset_u_mm + u * orbit.pitch_u_mm,
+            offset_v_mm: orbit.offset_v_mm + v * orbit.pitch_v_mm,
+            ..orbit
+        });
+        assert!(wrong > 1.3 * right, "half a pixel ({u}, {v}): {wrong}, right {right}");
     }
 }
 
@@ -257,7 +279,11 @@ fn the_error_at_the_limits_of_tilt_and_wobble_is_bounded() {
     let ideal = orbit(600.0, 900.0, [96, 96], [2.3, 2.3]);
     let grid = VolumeGrid::over_box([48; 3], DVec3::splat(110.0), DVec3::ZERO);
     let phantom = EllipsoidPhantom::asymmetric(50.0, 0.02);
-    let best = error_of(&phantom, &ideal.over_arc(180, 0.0, TAU), &grid);
+    let truth = phantom.voxelise(&grid, 3);
+    // Smoothed: without a window, aliasing hides the tilts (any asymmetry reduces it).
+    let settings = FdkSettings { window: Window::Hann, ..FdkSettings::default() };
+    let error = |geometry: &ScanGeometry| relative(&fdk(&phantom, geometry, &grid, settings), truth.as_slice().unwrap());
+    let best = error(&ideal.over_arc(180, 0.0, TAU));
     let mut wobbling = ideal.over_arc(180, 0.0, TAU);
     for (i, view) in wobbling.views.iter_mut().enumerate() {
         // 1.9 % of the distance, three times a turn: source and detector together.
@@ -272,7 +298,7 @@ fn the_error_at_the_limits_of_tilt_and_wobble_is_bounded() {
         ("yaw 25 deg", CircularOrbit { yaw_rad: 25.0 * deg, ..ideal }.over_arc(180, 0.0, TAU), 1.15),
         ("wobble 1.9 %", wobbling, 1.15),
     ] {
-        let error = error_of(&phantom, &geometry, &grid);
+        let error = error(&geometry);
         println!("{name}: {error:.4}, ideal {best:.4}");
         assert!(error < limit * best, "{name}: {error}, ideal {best}");
     }
@@ -288,7 +314,8 @@ fn a_half_fan_sees_objects_wider_than_its_detector() {
     let best = error_of(&phantom, &full.over_arc(360, 0.0, TAU), &grid);
     let error = error_of(&phantom, &half.over_arc(360, 0.0, TAU), &grid);
     println!("half-fan {error:.4}, whole fan {best:.4}");
-    assert!(error < 1.1 * best, "{error} {best}");
+    // Each line is measured once instead of twice: aliasing no longer averages out between opposite views.
+    assert!(error < 1.2 * best, "{error} {best}");
 }
 
 /// Streaming and offline, any grouping, any number of threads: the same bits.
@@ -405,87 +432,4 @@ fn wrong_views_are_refused_and_leave_the_volume_alone() {
     assert!(setting(FdkSettings { cutoff: f64::NAN, ..FdkSettings::default() }).contains("cutoff = NaN"));
     assert!(setting(FdkSettings { cutoff: 1.2, ..FdkSettings::default() }).contains("cutoff = 1.2"));
     assert!(setting(FdkSettings { views_per_call: Some(0), ..FdkSettings::default() }).contains("views_per_call"));
-}
-
-#[test]
-fn zz_probe() {
-    let orbit0 = orbit(600.0, 1200.0, [128, 128], [4.0, 4.0]);
-    let grid = VolumeGrid::over_box([128; 3], DVec3::splat(256.0), DVec3::ZERO);
-    let phantom = EllipsoidPhantom::shepp_logan(128.0);
-    let geometry = orbit0.over_arc(180, 0.0, TAU);
-    let volume = fdk(&phantom, &geometry, &grid, FdkSettings::default());
-    let truth = phantom.voxelise(&grid, 1);
-    let t = truth.as_slice().unwrap();
-    let fov = Coverage::analyse(&geometry, &grid).unwrap().field_of_view;
-    println!("{fov:?}");
-    let (mut e, mut e2, mut n) = ([0.0; 4], [0.0; 4], [0.0; 4]);
-    for ix in 0..128 {
-        for iy in 0..128 {
-            for iz in 0..128 {
-                let i = grid.index(ix, iy, iz);
-                let d = f64::from(volume[i] - t[i]);
-                let p = grid.voxel_centre_mm(ix, iy, iz);
-                let k = if !fov.contains(p) {
-                    0
-                } else if t[i] == 0.0 {
-                    1
-                } else if t[i] > 1.9 {
-                    2
-                } else {
-                    3
-                };
-                e[k] += d.abs();
-                e2[k] += d * d;
-                n[k] += 1.0;
-            }
-        }
-    }
-    for k in 0..4 {
-        println!("class {k}: n {} mean {:.4} rms {:.4}", n[k], e[k] / n[k], (e2[k] / n[k]).sqrt());
-    }
-    for iz in (0..128).step_by(8) {
-        let (mut a, mut b) = (0.0, 0.0);
-        for ix in 0..128 {
-            for iy in 0..128 {
-                let i = grid.index(ix, iy, iz);
-                let d = f64::from(volume[i] - t[i]);
-                if fov.contains(grid.voxel_centre_mm(ix, iy, iz)) {
-                    a += d * d;
-                    b += 1.0;
-                }
-            }
-        }
-        println!(
-            "z {iz}: rms {:.4} centre {:.3} truth {:.3}",
-            (a / b as f64).sqrt(),
-            volume[grid.index(64, 64, iz)],
-            t[grid.index(64, 64, iz)]
-        );
-    }
-
-    let g2 = VolumeGrid {
-        centre_mm: DVec3::new(3.0, -2.0, 1.5),
-        ..VolumeGrid::over_box([56, 60, 64], DVec3::new(112.0, 120.0, 128.0), DVec3::ZERO)
-    };
-    let o2 = CircularOrbit { offset_u_mm: 2.6, offset_v_mm: -3.4, ..orbit(600.0, 900.0, [128, 120], [1.7, 1.8]) };
-    let ph = EllipsoidPhantom::asymmetric(50.0, 0.02);
-    let geo = o2.over_arc(240, 0.9, TAU);
-    let vol = fdk(&ph, &geo, &g2, FdkSettings::default());
-    for axis in 0..3 {
-        for s in [-0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5] {
-            let mut h = g2;
-            h.centre_mm[axis] += s * 2.0;
-            println!("axis {axis} shift {s}: {:.4}", relative(&vol, ph.voxelise(&h, 3).as_slice().unwrap()));
-        }
-    }
-    for (du, dv) in
-        [(0.5, 0.0), (-0.5, 0.0), (0.25, 0.0), (-0.25, 0.0), (0.0, 0.5), (0.0, -0.5), (0.0, 0.25), (0.0, -0.25)]
-    {
-        let sh = CircularOrbit { offset_u_mm: 2.6 + du * 1.7, offset_v_mm: -3.4 + dv * 1.8, ..o2 };
-        let mut compute = CpuCompute::new(2).unwrap();
-        let plan = Arc::new(FdkPlan::new(&mut compute, &geo, &g2, FdkSettings::default()).unwrap());
-        let pr = ph.line_integrals(&sh.over_arc(240, 0.9, TAU));
-        let v = reconstruct(&compute, plan, pr.as_slice().unwrap()).unwrap();
-        println!("du {du} dv {dv}: {:.4}", relative(&v, ph.voxelise(&g2, 3).as_slice().unwrap()));
-    }
 }
