@@ -1,0 +1,72 @@
+# diffnr: the two commands are `make demo` and `make test`.
+#
+#   make demo [CT=volume.nii.gz]   simulate a scan, play it from a C gantry into the daemon, save and score the volume
+#   make test                      every test: Rust, C, Python, the model check of the shared-memory protocol
+#   make lint                      formatting and clippy, warnings are errors
+#   make bench                     speed against the machine's floor
+#   make bench-peers               the same beside RTK (installs the PyPI package itk-rtk into .venv-peers)
+#   make fuzz SECONDS=600          mutational fuzzing of every parser of outside bytes
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help build bridge demo test test-rust test-release test-loom test-python lint bench bench-peers fuzz clean
+
+CARGO ?= cargo
+PYTHON ?= python3
+SECONDS_TO_FUZZ := $(if $(SECONDS),$(SECONDS),600)
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+build:
+	$(CARGO) build --release --locked
+
+bridge:
+	$(MAKE) -C firmware-bridge
+
+demo: build bridge
+	scripts/demo.sh $(if $(CT),"$(CT)")
+
+# numpy, nibabel and scikit-image are independent references; where they cannot be had the tests that need them say SKIPPED.
+.venv/ready:
+	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --disable-pip-version-check -r tests/python/requirements.txt && touch .venv/ready
+
+test: bridge test-rust test-release test-loom test-python
+
+test-rust: bridge
+	$(MAKE) .venv/ready || echo "SKIPPED: Python references (no virtual environment could be made)"
+	DIFFNR_PYTHON="$$(test -f .venv/ready && echo $(CURDIR)/.venv/bin/python || command -v $(PYTHON))" $(CARGO) test --workspace --locked
+
+# The proofs that belong to the optimised build: no allocation after "ready".
+test-release: bridge
+	$(CARGO) test --release --locked --test no_allocation
+
+# Every interleaving of the frame ring and the volume slots, within loom's bounds.
+test-loom:
+	RUSTFLAGS="--cfg loom" $(CARGO) test -p firmware-bridge --release --locked --target-dir target/loom --test loom
+
+test-python: bridge
+	$(MAKE) -C firmware-bridge test
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+bench: build
+	$(CARGO) bench --locked --bench projector
+	$(CARGO) bench --locked --bench fdk
+
+.venv-peers/ready:
+	$(PYTHON) -m venv .venv-peers && .venv-peers/bin/pip install --quiet --disable-pip-version-check numpy itk-rtk && touch .venv-peers/ready
+
+bench-peers: build .venv-peers/ready
+	$(CARGO) bench --locked --bench fdk -- --peers .venv-peers/bin/python
+
+fuzz:
+	DIFFNR_FUZZ_SECONDS=$(SECONDS_TO_FUZZ) $(CARGO) test --release --locked --workspace fuzz -- --nocapture
+
+clean:
+	$(CARGO) clean
+	$(MAKE) -C firmware-bridge clean
+	rm -rf demo .venv .venv-peers
