@@ -1,10 +1,114 @@
 //! Scans and volumes on disk. A leaf: depends on [`crate::geometry`] only.
+//!
+//! | module | reads | writes |
+//! |---|---|---|
+//! | [`scene`] | the field's scene folder (`meta_data.json` and `.npy` files) | the same |
+//! | [`nifti`] | CT volumes and masks with any affine | volumes and masks |
+//! | [`npy`] | float32/float64/uint16/uint8/bool arrays | float32, uint16 |
+//!
+//! Every reader bounds what it allocates by what the file really holds and by the limits below, and refuses what it does not
+//! understand with a [`FormatError`] that names file, field, value and what to change. Writers write beside the target and rename, so
+//! that a file with the final name is always whole.
 
 #![forbid(unsafe_code)]
 
-use ndarray::Array3;
+pub mod nifti;
+pub mod npy;
+pub mod scene;
 
-use crate::geometry::{ScanGeometry, VolumeGrid};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use glam::DVec3;
+use ndarray::{Array3, ArrayView3};
+
+use crate::error::{Classed, ErrorClass};
+use crate::geometry::{GeometryError, ScanGeometry, VolumeGrid};
+
+/// Most voxels of one volume that a reader accepts (1024^3, 4 GiB as float32): more is taken for a damaged header.
+pub const MAX_VOXELS: usize = 1 << 30;
+
+/// Most values of a projection stack that a reader accepts (16 GiB as float32).
+pub const MAX_PROJECTION_VALUES: usize = 1 << 32;
+
+/// Attenuation of water at about 70 keV, used where nothing else is stated (METHOD: mu = mu_water (1 + HU/1000)).
+pub const DEFAULT_MU_WATER_PER_MM: f64 = 0.0193;
+
+/// Why a file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was being done ("read", "write", "create the folder").
+        action: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A field has a value that cannot be used.
+    #[error("{}: {field} = {value}: {requirement}", path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field as it is written in the file, e.g. `scanner.nDetector[0]`.
+        field: String,
+        /// The value found, or "(missing)".
+        value: String,
+        /// What the field must satisfy, or what to change.
+        requirement: String,
+    },
+    /// The file as a whole is not what its name or header says (truncated, other format).
+    #[error("{}: {problem}; {advice}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+        /// What to change or try.
+        advice: String,
+    },
+    /// The numbers are readable, but no geometry follows from them.
+    #[error("{}: {source}", path.display())]
+    Geometry {
+        /// The file that holds the geometry.
+        path: PathBuf,
+        /// The reason.
+        source: GeometryError,
+    },
+}
+
+impl Classed for FormatError {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Stop
+    }
+}
+
+impl FormatError {
+    pub(crate) fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
+        Self::Io { path: path.to_path_buf(), action, source }
+    }
+
+    pub(crate) fn field(
+        path: &Path,
+        field: impl Into<String>,
+        value: impl ToString,
+        requirement: impl Into<String>,
+    ) -> Self {
+        // A hostile file may hold a value of any length.
+        let mut value = value.to_string();
+        if value.chars().count() > 80 {
+            value = value.chars().take(77).collect::<String>() + "...";
+        }
+        Self::Field { path: path.to_path_buf(), field: field.into(), value, requirement: requirement.into() }
+    }
+
+    pub(crate) fn damaged(path: &Path, problem: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_path_buf(), problem: problem.into(), advice: advice.into() }
+    }
+}
 
 /// How a scene's lengths and values become absolute ones.
 ///
@@ -23,6 +127,56 @@ pub struct SceneScale {
     pub is_absolute: bool,
 }
 
+impl SceneScale {
+    /// The scale of a scene that says nothing: 1 unit = 1 mm, value 1 = 1 per mm, not absolute.
+    #[must_use]
+    pub fn unstated() -> Self {
+        Self { unit_mm: 1.0, mu_per_value_per_mm: 1.0, mu_water_per_mm: DEFAULT_MU_WATER_PER_MM, is_absolute: false }
+    }
+
+    /// The scale of our own simulated scenes: lengths in mm, value 1 = 2 mu_water, so value = (HU + 1000) / 2000.
+    #[must_use]
+    pub fn hu_window(mu_water_per_mm: f64) -> Self {
+        Self { unit_mm: 1.0, mu_per_value_per_mm: 2.0 * mu_water_per_mm, mu_water_per_mm, is_absolute: true }
+    }
+
+    /// HU of an attenuation in 1/mm: 1000 (mu / mu_water - 1).
+    #[must_use]
+    pub fn hu(&self, mu_per_mm: f32) -> f32 {
+        (1000.0 * (f64::from(mu_per_mm) / self.mu_water_per_mm - 1.0)) as f32
+    }
+
+    /// Attenuation in 1/mm of a value in HU.
+    #[must_use]
+    pub fn mu_per_mm(&self, hu: f32) -> f32 {
+        (self.mu_water_per_mm * (1.0 + f64::from(hu) / 1000.0)) as f32
+    }
+
+    /// The scene's own value of an attenuation in 1/mm.
+    #[must_use]
+    pub fn value(&self, mu_per_mm: f32) -> f32 {
+        (f64::from(mu_per_mm) / self.mu_per_value_per_mm) as f32
+    }
+
+    /// A volume of attenuations (1/mm) in HU.
+    #[must_use]
+    pub fn volume_hu(&self, mu_per_mm: ArrayView3<'_, f32>) -> Array3<f32> {
+        mu_per_mm.mapv(|mu| self.hu(mu))
+    }
+
+    /// A volume of attenuations (1/mm) in the scene's own values, as `vol_gt.npy` has them.
+    #[must_use]
+    pub fn volume_values(&self, mu_per_mm: ArrayView3<'_, f32>) -> Array3<f32> {
+        mu_per_mm.mapv(|mu| self.value(mu))
+    }
+
+    /// What a stored projection value is multiplied with to give a dimensionless line integral.
+    #[must_use]
+    pub fn line_integral_per_stored(&self) -> f64 {
+        self.unit_mm * self.mu_per_value_per_mm
+    }
+}
+
 /// A scan in memory: geometry in mm, line integrals dimensionless (attenuation in 1/mm times mm).
 #[derive(Debug, Clone)]
 pub struct Scan {
@@ -34,4 +188,32 @@ pub struct Scan {
     pub projections: Array3<f32>,
     /// How to go back to the scene's lengths and values.
     pub scale: SceneScale,
+    /// Added to a position in the gantry frame to give the patient's (NIfTI RAS) world, so that results overlay the CT they came
+    /// from. Zero where nothing is known.
+    pub patient_offset_mm: DVec3,
+}
+
+/// Writes a file beside `path` and renames it when whole; a failed attempt leaves nothing behind.
+pub(crate) fn write_whole(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), FormatError> {
+    let mut name = path
+        .file_name()
+        .ok_or_else(|| FormatError::damaged(path, "the path names no file", "give a file name"))?
+        .to_os_string();
+    name.push(format!(".{}.partial", std::process::id()));
+    let partial = path.with_file_name(name);
+    let attempt = || -> io::Result<()> {
+        let mut writer = BufWriter::with_capacity(1 << 18, File::create(&partial)?);
+        fill(&mut writer)?;
+        writer.flush()?;
+        drop(writer);
+        fs::rename(&partial, path)
+    };
+    attempt().map_err(|source| {
+        // The first failure is the one to report.
+        let _ = fs::remove_file(&partial);
+        FormatError::io(path, "write", source)
+    })
 }

@@ -4,7 +4,11 @@ mod back_project_fdk;
 mod back_project_matched;
 mod filter_rows;
 mod forward_project;
+mod joseph;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 pub mod ramp_filter;
+mod rays;
 mod scratch;
 mod simd;
 mod weight_projections;
