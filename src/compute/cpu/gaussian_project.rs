@@ -115,7 +115,8 @@ pub(super) fn gaussian_project(
         footprints.par_chunks_mut(CHUNK).zip(all.par_chunks(CHUNK)).zip(bins.par_counts()).for_each(
             |((footprints, shapes), row)| {
                 for (footprint, shape) in footprints.iter_mut().zip(shapes) {
-                    *footprint = view.see(shape).map_or_else(Footprint::zeroed, |(_, footprint)| footprint);
+                    let seen = if shape.amplitude == 0.0 { None } else { view.see(shape) };
+                    *footprint = seen.map_or_else(Footprint::zeroed, |(_, footprint)| footprint);
                 }
                 gaussian_bins::count(row, footprints.iter().map(|footprint| strips_of(footprint, height)));
             },

@@ -175,7 +175,7 @@ pub(super) struct Seen {
 const ROOT_TAU: f64 = 2.506_628_274_631_000_7;
 
 impl View {
-    /// How the view sees a Gaussian; `None` where it adds nothing: behind the source, off the detector, without density.
+    /// How the view sees a Gaussian; `None` where it adds nothing, whatever its density: behind the source, off the detector.
     #[inline(always)]
     pub(super) fn see(&self, shape: &Shape) -> Option<(Seen, Footprint)> {
         let x = shape.centre() - self.source;
@@ -236,7 +236,7 @@ impl Seen {
         let g = self.ki - Y_CUTOFF * self.b2;
         let det = e * g - f * f;
         // Not an ellipse: the source is inside the Gaussian. (Also where anything is not a number.)
-        if !(e > 0.0 && det > 0.0) || self.amplitude == 0.0 {
+        if !(e > 0.0 && det > 0.0) {
             return None;
         }
         let (ld, li) = (Y_CUTOFF * self.a1, Y_CUTOFF * self.b1);

@@ -113,7 +113,8 @@ pub(super) fn place(grid: &VolumeGrid, shape: &Shape) -> Option<(Placed, VoxelFo
             return None;
         }
     }
-    if shape.amplitude == 0.0 || centre.abs().max_element() > 1e6 {
+    // As for pixels: float32 would have no digits left.
+    if centre.abs().max_element() > 1e6 {
         return None;
     }
     let sxx = s[0] / (step.x * step.x);

@@ -74,7 +74,8 @@ pub(super) fn gaussian_voxelise(
     footprints.par_chunks_mut(CHUNK).zip(all.par_chunks(CHUNK)).zip(bins.par_counts()).for_each(
         |((footprints, shapes), row)| {
             for (footprint, shape) in footprints.iter_mut().zip(shapes) {
-                *footprint = place(grid, shape).map_or_else(VoxelFootprint::zeroed, |(_, footprint)| footprint);
+                let placed = if shape.amplitude == 0.0 { None } else { place(grid, shape) };
+                *footprint = placed.map_or_else(VoxelFootprint::zeroed, |(_, footprint)| footprint);
             }
             gaussian_bins::count(row, footprints.iter().map(|footprint| slabs_of(footprint, thickness)));
         },
