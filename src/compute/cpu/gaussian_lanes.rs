@@ -42,6 +42,12 @@ pub(super) trait Wide {
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// `value` in lanes where `a < limit`, 0 in the others (also where `a` is not a number).
     unsafe fn below(a: Self::V, limit: Self::V, value: Self::V) -> Self::V;
+    unsafe fn floor(a: Self::V) -> Self::V;
+    unsafe fn root(a: Self::V) -> Self::V;
+    /// Writes `N` whole numbers as integers.
+    unsafe fn store_whole(to: *mut i32, a: Self::V);
+    /// Asks for the cache line at `at`, wherever that is.
+    unsafe fn prefetch<T>(at: *const T);
     /// `1 / sqrt(a)` to about 2e-7.
     unsafe fn reciprocal_root(a: Self::V) -> Self::V;
     /// `1 / a` to 4e-4 only.
@@ -102,6 +108,16 @@ macro_rules! shared_with_lanes {
             // SAFETY: as above.
             unsafe { <$level as Lanes>::max(a, b) }
         }
+        #[inline(always)]
+        unsafe fn floor(a: Self::V) -> Self::V {
+            // SAFETY: the trait's contract.
+            unsafe { <$level as Lanes>::floor(a) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch<T>(at: *const T) {
+            // SAFETY: a hint; never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        }
     };
 }
 
@@ -128,6 +144,16 @@ impl Wide for Avx512 {
     unsafe fn below(a: __m512, limit: __m512, value: __m512) -> __m512 {
         // SAFETY: the trait's contract.
         unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, limit), value) }
+    }
+    #[inline(always)]
+    unsafe fn root(a: __m512) -> __m512 {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_sqrt_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn store_whole(to: *mut i32, a: __m512) {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_storeu_epi32(to, _mm512_cvtps_epi32(a)) }
     }
     #[inline(always)]
     unsafe fn reciprocal_root(a: __m512) -> __m512 {
@@ -191,6 +217,16 @@ impl Wide for Avx2 {
     unsafe fn below(a: __m256, limit: __m256, value: __m256) -> __m256 {
         // SAFETY: the trait's contract.
         unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, limit), value) }
+    }
+    #[inline(always)]
+    unsafe fn root(a: __m256) -> __m256 {
+        // SAFETY: the trait's contract.
+        unsafe { _mm256_sqrt_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn store_whole(to: *mut i32, a: __m256) {
+        // SAFETY: the trait's contract.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm256_cvtps_epi32(a)) }
     }
     #[inline(always)]
     unsafe fn reciprocal_root(a: __m256) -> __m256 {
@@ -292,6 +328,21 @@ impl Wide for Plain {
     unsafe fn below(a: f32, limit: f32, value: f32) -> f32 {
         if a < limit { value } else { 0.0 }
     }
+    #[inline(always)]
+    unsafe fn floor(a: f32) -> f32 {
+        a.floor()
+    }
+    #[inline(always)]
+    unsafe fn root(a: f32) -> f32 {
+        a.sqrt()
+    }
+    #[inline(always)]
+    unsafe fn store_whole(to: *mut i32, a: f32) {
+        // SAFETY: the trait's contract.
+        unsafe { *to = a as i32 }
+    }
+    #[inline(always)]
+    unsafe fn prefetch<T>(_at: *const T) {}
     #[inline(always)]
     unsafe fn reciprocal_root(a: f32) -> f32 {
         1.0 / a.sqrt()

@@ -20,9 +20,9 @@ use super::super::ComputeError;
 use super::super::gaussians::{GaussianSet, GaussianWorkload};
 use super::gaussian_bins::{self, Bins, CHUNK};
 use super::gaussian_kernel::{Y_CUTOFF, projected};
-use super::gaussian_lanes::{Wide, at_each_level};
+use super::gaussian_lanes::{Plain, Wide, at_each_level};
 use super::gaussian_shape::{SHAPE_FLOATS, Shape, check_set, is_sound, refusal};
-use super::gaussian_view::{FOOTPRINT_FLOATS, Footprint, View};
+use super::gaussian_view::{BLOCK, FOOTPRINT_FLOATS, Footprint, Spans, View};
 use super::scratch::{Need, Scratch};
 use super::simd::SimdLevel;
 use crate::geometry::ScanGeometry;
@@ -30,7 +30,7 @@ use crate::geometry::ScanGeometry;
 const OPERATION: &str = "gaussian_project";
 
 /// Rows of the highest and of the lowest strip.
-const HIGH: usize = 16;
+const HIGH: usize = BLOCK;
 const LOW: usize = 4;
 /// Floats behind a strip's row that the last register may touch.
 pub(super) const PAD: usize = 16;
@@ -107,17 +107,14 @@ pub(super) fn gaussian_project(
     shapes(OPERATION, set, all)?;
 
     // Low enough that all threads find work; never changes a result.
-    let height = (detector.rows / (8 * rayon::current_num_threads())).clamp(LOW, HIGH);
+    let height = (detector.rows / (4 * rayon::current_num_threads())).clamp(LOW, HIGH);
     let strips = detector.rows.div_ceil(height);
     let mut bins = Bins::new(strips, n, bytemuck::cast_slice_mut(table), bytemuck::cast_slice_mut(list));
     for (pose, image) in geometry.views.iter().zip(projections.chunks_exact_mut(detector.pixels())) {
         let view = View::new(pose, detector);
         footprints.par_chunks_mut(CHUNK).zip(all.par_chunks(CHUNK)).zip(bins.par_counts()).for_each(
             |((footprints, shapes), row)| {
-                for (footprint, shape) in footprints.iter_mut().zip(shapes) {
-                    let seen = if shape.amplitude == 0.0 { None } else { view.see(shape) };
-                    *footprint = seen.map_or_else(Footprint::zeroed, |(_, footprint)| footprint);
-                }
+                see_all(simd, &view, shapes, footprints);
                 gaussian_bins::count(row, footprints.iter().map(|footprint| strips_of(footprint, height)));
             },
         );
@@ -145,6 +142,19 @@ fn strips_of(footprint: &Footprint, height: usize) -> std::ops::Range<usize> {
     if first < end { first / height..(end - 1) / height + 1 } else { 0..0 }
 }
 
+/// How the view sees each Gaussian (no lanes; compiled for the level for its scalar instructions).
+#[inline(always)]
+unsafe fn see_all_body<W: Wide>(view: &View, shapes: &[Shape], footprints: &mut [Footprint]) {
+    for (footprint, shape) in footprints.iter_mut().zip(shapes) {
+        let seen = if shape.amplitude == 0.0 { None } else { view.see(shape) };
+        *footprint = seen.map_or_else(Footprint::zeroed, |(_, footprint)| footprint);
+    }
+}
+at_each_level!(
+    /// See [`see_all_body`].
+    see_all => see_all_body(view: &View, shapes: &[Shape], footprints: &mut [Footprint])
+);
+
 /// Adds Gaussians to the rows of one strip (all but the pixels' lengths).
 #[inline(always)]
 unsafe fn add_strip_body<W: Wide>(
@@ -161,30 +171,35 @@ unsafe fn add_strip_body<W: Wide>(
     for (padded, row) in buffer.chunks_exact_mut(stride).zip(pixels.chunks_exact(columns)) {
         padded[..columns].copy_from_slice(row);
     }
-    for &i in gaussians {
+    let mut spans = Spans::EMPTY;
+    for (k, &i) in gaussians.iter().enumerate() {
         let footprint = &footprints[i as usize];
         let first = (footprint.first_row as usize).max(first_row);
         let end = (footprint.end_row as usize).min(first_row + rows);
-        for row in first..end {
-            let Some(span) = footprint.span(row as i32, columns) else { continue };
-            let padded = &mut buffer[(row - first_row) * stride..][..stride];
-            assert!(span.end <= columns);
-            // SAFETY: the caller's; registers start before column `columns` and end within the padding.
-            unsafe {
-                let ramp = W::ramp();
-                let (kd, y0) = (W::splat(footprint.kd), W::splat(span.y0));
-                let (den0, den1, den2) = (W::splat(span.den0), W::splat(span.den1), W::splat(footprint.a2));
-                let (amplitude, cutoff) = (W::splat(footprint.amplitude), W::splat(Y_CUTOFF as f32));
-                let mut at = span.first;
-                while at < span.end {
-                    let d = W::add(W::splat(span.d + (at - span.first) as f32), ramp);
+        // SAFETY: the caller's. Columns `first..=last` lie within the row, and registers end within its padding.
+        unsafe {
+            if let Some(&ahead) = gaussians.get(k + 4) {
+                W::prefetch(&raw const footprints[ahead as usize]);
+            }
+            let (kd, den2, ramp) = (W::splat(footprint.kd), W::splat(footprint.a2), W::ramp());
+            let (amplitude, cutoff) = (W::splat(footprint.amplitude), W::splat(Y_CUTOFF as f32));
+            // A strip is no higher than a block.
+            footprint.spans::<W>(first as i32, end - first, columns, &mut spans);
+            for (k, padded) in buffer[(first - first_row) * stride..].chunks_exact_mut(stride).take(end - first).enumerate() {
+                let (start, last) = (spans.first[k], spans.last[k]);
+                let (den0, den1, y0) = (W::splat(spans.den0[k]), W::splat(spans.den1[k]), W::splat(spans.y0[k]));
+                let mut d = W::add(W::splat(spans.d[k]), ramp);
+                let mut at = start;
+                while at <= last {
                     let den = W::fma(W::fma(den2, d, den1), d, den0);
                     let r = W::reciprocal_root(den);
                     let y = W::mul(W::fma(W::mul(kd, d), d, y0), W::mul(r, r));
-                    let value = W::below(y, cutoff, W::mul(projected::<W>(y), r));
-                    let to = padded.as_mut_ptr().add(at);
+                    // Held to the cut-off: far lanes would underflow, and denormal numbers take a hundred periods each.
+                    let value = W::below(y, cutoff, W::mul(projected::<W>(W::min(y, cutoff)), r));
+                    let to = padded.as_mut_ptr().add(at as usize);
                     W::store(to, W::fma(value, amplitude, W::load(to)));
-                    at += W::N;
+                    at += W::N as i32;
+                    d = W::add(W::splat(spans.d[k] + (at - start) as f32), ramp);
                 }
             }
         }
@@ -213,7 +228,13 @@ pub(super) fn evaluations(geometry: &ScanGeometry, set: &GaussianSet<'_>) -> u64
         .map(|view| {
             let footprints = (0..set.len()).filter(|&i| is_sound(set, i)).filter_map(|i| view.see(&Shape::of(set, i)));
             let of_one = |f: Footprint| {
-                (f.first_row..f.end_row).filter_map(|row| f.span(row, columns)).map(|s| (s.end - s.first) as u64).sum::<u64>()
+                let mut spans = Spans::EMPTY;
+                let mut of_row = |row| {
+                    // SAFETY: plain floats.
+                    unsafe { f.spans::<Plain>(row, 1, columns, &mut spans) };
+                    (spans.last[0] + 1 - spans.first[0]).max(0) as u64
+                };
+                (f.first_row..f.end_row).map(&mut of_row).sum::<u64>()
             };
             footprints.map(|(_, footprint)| of_one(footprint)).sum::<u64>()
         })

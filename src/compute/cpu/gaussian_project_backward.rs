@@ -9,6 +9,8 @@
 // Generic SIMD on buffers whose sizes are checked before; tasks write disjoint Gaussians of several arrays.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::super::ComputeError;
@@ -17,7 +19,7 @@ use super::gaussian_kernel::{Y_CUTOFF, projected_with_slope};
 use super::gaussian_lanes::{Wide, at_each_level};
 use super::gaussian_project::{PAD, lines};
 use super::gaussian_shape::{ParameterGradient, Shape, ShapeGradient, check_gradients, check_set, is_sound, refusal};
-use super::gaussian_view::{Footprint, Moments, View};
+use super::gaussian_view::{BLOCK, Footprint, Moments, Spans, View};
 use super::scratch::{Need, Scratch};
 use super::simd::SimdLevel;
 use crate::geometry::ScanGeometry;
@@ -117,32 +119,54 @@ pub(super) fn gaussian_project_backward(
         return Err(refusal(OPERATION, set, i));
     }
     (0..n.div_ceil(TASK)).into_par_iter().with_max_len(1).for_each(|task| {
-        let first = task * TASK;
-        let end = n.min(first + TASK);
-        let mut shapes = [None; TASK];
-        for (i, shape) in (first..end).zip(&mut shapes) {
-            *shape = Some((Shape::of(set, i), ShapeGradient::default()));
-        }
-        for (pose, image) in geometry.views.iter().zip(weighted.chunks_exact(detector.rows * stride)) {
-            let view = View::new(pose, detector);
-            for (shape, gradient) in shapes.iter_mut().flatten() {
-                if let Some((seen, footprint)) = view.see(shape) {
-                    let sums = moments(simd, &footprint, image, detector.columns);
-                    view.add_gradient(shape, &seen, &sums, gradient);
-                }
-            }
-        }
-        for (i, (_, gradient)) in (first..end).zip(shapes.iter().flatten()) {
-            // SAFETY: this task's Gaussians are nobody else's.
-            unsafe { targets.add(i, &gradient.by_parameters(set, i)) };
-        }
+        gather(simd, geometry, set, weighted, task * TASK..n.min((task + 1) * TASK), &targets);
     });
     Ok(())
 }
 
+/// The gradients of the Gaussians of one task, of which no other task has any.
+#[inline(always)]
+unsafe fn gather_body<W: Wide>(
+    geometry: &ScanGeometry,
+    set: &GaussianSet<'_>,
+    weighted: &[f32],
+    gaussians: Range<usize>,
+    targets: &Targets,
+) {
+    let (rows, columns) = (geometry.detector.rows, geometry.detector.columns);
+    let mut shapes = [None; TASK];
+    for (i, shape) in gaussians.clone().zip(&mut shapes) {
+        *shape = Some((Shape::of(set, i), ShapeGradient::default()));
+    }
+    for (pose, image) in geometry.views.iter().zip(weighted.chunks_exact(rows * (columns + PAD))) {
+        let view = View::new(pose, geometry.detector);
+        for (shape, gradient) in shapes.iter_mut().flatten() {
+            if let Some((seen, footprint)) = view.see(shape) {
+                // SAFETY: the caller's.
+                let sums = unsafe { moments::<W>(&footprint, image, columns) };
+                view.add_gradient(shape, &seen, &sums, gradient);
+            }
+        }
+    }
+    for (i, (_, gradient)) in gaussians.zip(shapes.iter().flatten()) {
+        // SAFETY: this task's Gaussians are nobody else's.
+        unsafe { targets.add(i, &gradient.by_parameters(set, i)) };
+    }
+}
+at_each_level!(
+    /// See [`gather_body`].
+    gather => gather_body(
+        geometry: &ScanGeometry,
+        set: &GaussianSet<'_>,
+        weighted: &[f32],
+        gaussians: Range<usize>,
+        targets: &Targets,
+    )
+);
+
 /// Sums over one footprint.
 #[inline(always)]
-unsafe fn moments_body<W: Wide>(footprint: &Footprint, image: &[f32], columns: usize) -> Moments {
+unsafe fn moments<W: Wide>(footprint: &Footprint, image: &[f32], columns: usize) -> Moments {
     let stride = columns + PAD;
     // SAFETY: the caller's; loads end within the row's padding.
     unsafe {
@@ -153,20 +177,25 @@ unsafe fn moments_body<W: Wide>(footprint: &Footprint, image: &[f32], columns: u
         let mut value = zero;
         let mut alpha = [zero; 5];
         let mut beta = [zero; 6];
+        let mut spans = Spans::EMPTY;
         for row in footprint.first_row..footprint.end_row {
-            let Some(span) = footprint.span(row, columns) else { continue };
+            let k = (row - footprint.first_row) as usize % BLOCK;
+            if k == 0 {
+                let rows = ((footprint.end_row - row) as usize).min(BLOCK);
+                footprint.spans::<W>(row, rows, columns, &mut spans);
+            }
             let padded = &image[row as usize * stride..][..stride];
-            assert!(span.end <= columns);
-            let (y0, di) = (W::splat(span.y0), W::splat(span.di));
-            let (den0, den1) = (W::splat(span.den0), W::splat(span.den1));
-            let mut at = span.first;
-            while at < span.end {
-                let d = W::add(W::splat(span.d + (at - span.first) as f32), ramp);
+            let (start, last) = (spans.first[k], spans.last[k]);
+            let (y0, di) = (W::splat(spans.y0[k]), W::splat(spans.di[k]));
+            let (den0, den1) = (W::splat(spans.den0[k]), W::splat(spans.den1[k]));
+            let mut at = start;
+            while at <= last {
+                let d = W::add(W::splat(spans.d[k] + (at - start) as f32), ramp);
                 // Lanes beyond the cut-off may hold anything; they are kept finite and weigh nothing.
                 let r = W::reciprocal_root(W::max(W::fma(W::fma(den2, d, den1), d, den0), tiny));
                 let r2 = W::mul(r, r);
                 let y = W::min(W::mul(W::fma(W::mul(kd, d), d, y0), r2), cutoff);
-                let weight = W::below(y, cutoff, W::mul(W::load(padded.as_ptr().add(at)), r));
+                let weight = W::below(y, cutoff, W::mul(W::load(padded.as_ptr().add(at as usize)), r));
                 let (kernel, slope) = projected_with_slope::<W>(y);
                 value = W::fma(weight, kernel, value);
                 let weight = W::mul(weight, r2);
@@ -184,7 +213,7 @@ unsafe fn moments_body<W: Wide>(footprint: &Footprint, image: &[f32], columns: u
                 beta[3] = W::fma(bd, d, beta[3]);
                 beta[4] = W::fma(bd, di, beta[4]);
                 beta[5] = W::fma(bi, di, beta[5]);
-                at += W::N;
+                at += W::N as i32;
             }
         }
         let mut sums = Moments { value: f64::from(W::sum(value)), ..Moments::default() };
@@ -197,7 +226,3 @@ unsafe fn moments_body<W: Wide>(footprint: &Footprint, image: &[f32], columns: u
         sums
     }
 }
-at_each_level!(
-    /// See [`moments_body`].
-    moments => moments_body(footprint: &Footprint, image: &[f32], columns: usize) -> Moments
-);

@@ -14,13 +14,15 @@
 //!
 //! **Work.** About 150 float64 operations a Gaussian and view forward, 350 backward.
 
-#![forbid(unsafe_code)]
+// Generic SIMD, see `gaussian_lanes`.
+#![allow(unsafe_code)]
 
 use bytemuck::{Pod, Zeroable};
 use glam::DVec3;
 
 use super::super::gaussians::CUTOFF;
 use super::gaussian_kernel::{Y_CUTOFF, Y_OF_Q};
+use super::gaussian_lanes::Wide;
 use super::gaussian_shape::{Shape, ShapeGradient};
 use crate::geometry::{Detector, ViewPose};
 
@@ -102,46 +104,75 @@ pub(super) struct Footprint {
 /// Floats a [`Footprint`] takes in the scratch.
 pub(super) const FOOTPRINT_FLOATS: usize = size_of::<Footprint>() / size_of::<f32>();
 
-/// The pixels of one row within a footprint, and the row's terms.
+/// Rows whose spans are found together.
+pub(super) const BLOCK: usize = 16;
+
+/// The pixels within a footprint in [`BLOCK`] rows, and the rows' terms: worked out once a block, in lanes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Span {
-    /// Columns `first..end`.
-    pub(super) first: usize,
-    pub(super) end: usize,
-    pub(super) di: f32,
+#[repr(C, align(64))]
+pub(super) struct Spans {
+    /// Columns `first..=last`; nothing where `last < first`.
+    pub(super) first: [i32; BLOCK],
+    pub(super) last: [i32; BLOCK],
+    pub(super) di: [f32; BLOCK],
     /// `d` of column `first`.
-    pub(super) d: f32,
+    pub(super) d: [f32; BLOCK],
     /// `den = den0 + d (den1 + a2 d)`; `y = (kd d^2 + y0) / den`.
-    pub(super) den0: f32,
-    pub(super) den1: f32,
-    pub(super) y0: f32,
+    pub(super) den0: [f32; BLOCK],
+    pub(super) den1: [f32; BLOCK],
+    pub(super) y0: [f32; BLOCK],
+}
+
+impl Spans {
+    pub(super) const EMPTY: Self = Self {
+        first: [0; BLOCK],
+        last: [-1; BLOCK],
+        di: [0.0; BLOCK],
+        d: [0.0; BLOCK],
+        den0: [0.0; BLOCK],
+        den1: [0.0; BLOCK],
+        y0: [0.0; BLOCK],
+    };
 }
 
 impl Footprint {
-    /// Row `row`'s pixels; `None` where there are none.
+    /// Fills in the spans of `rows` (at most [`BLOCK`]) rows from `first_row` on; `first..=last` lies within `0..columns`.
+    ///
+    /// # Safety
+    /// As [`Wide`].
     #[inline(always)]
-    pub(super) fn span(&self, row: i32, columns: usize) -> Option<Span> {
-        let di = (row - self.row) as f32 - self.row_fraction;
-        let off = di - self.centre;
-        let half = (self.half0 - self.half1 * off * off).sqrt();
-        // Where the projected column stands if `d` is 0.
-        let zero = self.column_fraction - self.shear * di;
-        let mid = zero + (self.mid + self.slope * off);
-        // NaN (a row beyond the ellipse) becomes 0 and MAX; the comparison below then fails. Conversions saturate.
-        let first = ((mid - half).ceil() as i32).saturating_add(self.column).max(0);
-        let end = ((mid + half).floor() as i32).saturating_add(self.column).saturating_add(1).min(columns as i32);
-        if !(first < end && half >= 0.0) {
-            return None;
+    pub(super) unsafe fn spans<W: Wide>(&self, first_row: i32, rows: usize, columns: usize, to: &mut Spans) {
+        debug_assert!(rows <= BLOCK);
+        // SAFETY: the caller's; whole registers fit, for a block is a multiple of every level's lanes.
+        unsafe {
+            let mut at = 0;
+            while at < rows {
+                let row = W::add(W::splat((first_row - self.row + at as i32) as f32), W::ramp());
+                let di = W::sub(row, W::splat(self.row_fraction));
+                let off = W::sub(di, W::splat(self.centre));
+                let square = W::sub(W::splat(self.half0), W::mul(W::mul(W::splat(self.half1), off), off));
+                // Less than 0 beyond the ellipse: at most one pixel is then tried, and found beyond the cut-off.
+                let half = W::root(W::max(square, W::splat(0.0)));
+                // Where the projected column stands if `d` is 0.
+                let zero = W::sub(W::splat(self.column_fraction), W::mul(W::splat(self.shear), di));
+                let mid = W::add(zero, W::fma(W::splat(self.slope), off, W::splat(self.mid)));
+                let anchor = self.column as f32;
+                let none = W::splat(0.0);
+                let low = W::sub(none, W::floor(W::sub(half, mid)));
+                let low = W::max(W::min(low, W::splat(columns as f32 - anchor)), W::splat(-anchor));
+                let high = W::floor(W::add(mid, half));
+                let high = W::max(W::min(high, W::splat(columns as f32 - 1.0 - anchor)), W::splat(-1.0 - anchor));
+                W::store_whole(to.first[at..].as_mut_ptr(), W::add(low, W::splat(anchor)));
+                W::store_whole(to.last[at..].as_mut_ptr(), W::add(high, W::splat(anchor)));
+                W::store(to.di[at..].as_mut_ptr(), di);
+                W::store(to.d[at..].as_mut_ptr(), W::sub(low, zero));
+                let den0 = W::fma(W::fma(W::splat(self.b2), di, W::splat(self.b1)), di, W::splat(1.0));
+                W::store(to.den0[at..].as_mut_ptr(), den0);
+                W::store(to.den1[at..].as_mut_ptr(), W::fma(W::splat(self.c), di, W::splat(self.a1)));
+                W::store(to.y0[at..].as_mut_ptr(), W::mul(W::mul(W::splat(self.ki), di), di));
+                at += W::N;
+            }
         }
-        Some(Span {
-            first: first as usize,
-            end: end as usize,
-            di,
-            d: (first - self.column) as f32 - zero,
-            den0: 1.0 + di * (self.b1 + self.b2 * di),
-            den1: self.a1 + self.c * di,
-            y0: self.ki * di * di,
-        })
     }
 }
 

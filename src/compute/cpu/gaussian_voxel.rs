@@ -4,13 +4,15 @@
 //! `y = kx x^2 + ky (y - my x)^2 + kz (z - zx x - zy y)^2` (times [`super::gaussian_kernel::Y_OF_Q`]): no cancellation for needles, and the
 //! voxels within the cut-off in a row along z follow from one root.
 
-#![forbid(unsafe_code)]
+// Generic SIMD, see `gaussian_lanes`.
+#![allow(unsafe_code)]
 
 use bytemuck::{Pod, Zeroable};
 use glam::DVec3;
 
 use super::super::gaussians::CUTOFF;
 use super::gaussian_kernel::{Y_CUTOFF, Y_OF_Q};
+use super::gaussian_lanes::Wide;
 use super::gaussian_shape::{Shape, ShapeGradient, Symmetric};
 use crate::geometry::VolumeGrid;
 
@@ -46,17 +48,27 @@ pub(super) struct VoxelPlane {
     pub(super) end: usize,
 }
 
-/// A row along z within a footprint.
+/// Rows whose ends are found together.
+pub(super) const BLOCK: usize = 16;
+
+/// Rows along z within a footprint: worked out [`BLOCK`] at once, in lanes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct VoxelRow {
-    pub(super) first: usize,
-    pub(super) end: usize,
+#[repr(C, align(64))]
+pub(super) struct VoxelRows {
+    /// Voxels `first..=last`; nothing where `last < first`.
+    pub(super) first: [i32; BLOCK],
+    pub(super) last: [i32; BLOCK],
     /// `y - my x`.
-    pub(super) e: f32,
+    pub(super) e: [f32; BLOCK],
     /// `z - zx x - zy y` at voxel `first`.
-    pub(super) f: f32,
+    pub(super) f: [f32; BLOCK],
     /// The part of the squared distance that the row shares.
-    pub(super) y0: f32,
+    pub(super) y0: [f32; BLOCK],
+}
+
+impl VoxelRows {
+    pub(super) const EMPTY: Self =
+        Self { first: [0; BLOCK], last: [-1; BLOCK], e: [0.0; BLOCK], f: [0.0; BLOCK], y0: [0.0; BLOCK] };
 }
 
 /// `first..end` of the whole numbers within `middle ± half` from `anchor` on, within `0..count`.
@@ -79,16 +91,38 @@ impl VoxelFootprint {
         Some(VoxelPlane { x, y_of_x, first, end })
     }
 
-    /// Row `iy` of a plane.
+    /// Fills in `rows` (at most [`BLOCK`]) rows of a plane from `iy` on; `first..=last` lies within `0..voxels`.
+    ///
+    /// # Safety
+    /// As [`Wide`].
     #[inline(always)]
-    pub(super) fn row(&self, plane: &VoxelPlane, iy: usize, voxels: usize) -> Option<VoxelRow> {
-        let y = (iy as i32 - self.voxel[1]) as f32 - self.fraction[1];
-        let e = y - self.my * plane.x;
-        let y0 = plane.y_of_x + self.ky * e * e;
-        let half = ((Y_CUTOFF as f32 - y0) / self.kz).sqrt();
-        let middle = self.fraction[2] + (self.zx * plane.x + self.zy * y);
-        let (first, end) = whole(middle, half, self.voxel[2], voxels)?;
-        Some(VoxelRow { first, end, e, f: (first as i32 - self.voxel[2]) as f32 - middle, y0 })
+    pub(super) unsafe fn rows<W: Wide>(&self, plane: &VoxelPlane, iy: usize, rows: usize, voxels: usize, to: &mut VoxelRows) {
+        debug_assert!(rows <= BLOCK);
+        // SAFETY: the caller's; whole registers fit, for a block is a multiple of every level's lanes.
+        unsafe {
+            let mut at = 0;
+            while at < rows {
+                let row = W::add(W::splat((iy as i32 - self.voxel[1] + at as i32) as f32), W::ramp());
+                let y = W::sub(row, W::splat(self.fraction[1]));
+                let e = W::sub(y, W::splat(self.my * plane.x));
+                let y0 = W::fma(W::mul(W::splat(self.ky), e), e, W::splat(plane.y_of_x));
+                // Less than 0 beyond the ellipsoid: at most one voxel is then tried, and found beyond the cut-off.
+                let left = W::max(W::sub(W::splat(Y_CUTOFF as f32), y0), W::splat(0.0));
+                let half = W::root(W::mul(left, W::splat(1.0 / self.kz)));
+                let middle = W::fma(W::splat(self.zy), y, W::splat(self.fraction[2] + self.zx * plane.x));
+                let (anchor, none) = (self.voxel[2] as f32, W::splat(0.0));
+                let low = W::sub(none, W::floor(W::sub(half, middle)));
+                let low = W::max(W::min(low, W::splat(voxels as f32 - anchor)), W::splat(-anchor));
+                let high = W::floor(W::add(middle, half));
+                let high = W::max(W::min(high, W::splat(voxels as f32 - 1.0 - anchor)), W::splat(-1.0 - anchor));
+                W::store_whole(to.first[at..].as_mut_ptr(), W::add(low, W::splat(anchor)));
+                W::store_whole(to.last[at..].as_mut_ptr(), W::add(high, W::splat(anchor)));
+                W::store(to.e[at..].as_mut_ptr(), e);
+                W::store(to.f[at..].as_mut_ptr(), W::sub(low, middle));
+                W::store(to.y0[at..].as_mut_ptr(), y0);
+                at += W::N;
+            }
+        }
     }
 }
 

@@ -16,10 +16,10 @@ use super::super::ComputeError;
 use super::super::gaussians::{GaussianSet, GaussianWorkload};
 use super::gaussian_bins::{self, Bins, CHUNK};
 use super::gaussian_kernel::{Y_CUTOFF, voxel_with_slope};
-use super::gaussian_lanes::{Wide, at_each_level};
+use super::gaussian_lanes::{Plain, Wide, at_each_level};
 use super::gaussian_project::{lines, shapes};
 use super::gaussian_shape::{SHAPE_FLOATS, Shape, check_set};
-use super::gaussian_voxel::{VOXEL_FOOTPRINT_FLOATS, VoxelFootprint, place};
+use super::gaussian_voxel::{BLOCK, VOXEL_FOOTPRINT_FLOATS, VoxelFootprint, VoxelRows, place};
 use super::scratch::{Need, Scratch};
 use super::simd::SimdLevel;
 use crate::geometry::VolumeGrid;
@@ -73,10 +73,7 @@ pub(super) fn gaussian_voxelise(
     let mut bins = Bins::new(slabs, n, bytemuck::cast_slice_mut(table), bytemuck::cast_slice_mut(list));
     footprints.par_chunks_mut(CHUNK).zip(all.par_chunks(CHUNK)).zip(bins.par_counts()).for_each(
         |((footprints, shapes), row)| {
-            for (footprint, shape) in footprints.iter_mut().zip(shapes) {
-                let placed = if shape.amplitude == 0.0 { None } else { place(grid, shape) };
-                *footprint = placed.map_or_else(VoxelFootprint::zeroed, |(_, footprint)| footprint);
-            }
+            place_all(simd, grid, shapes, footprints);
             gaussian_bins::count(row, footprints.iter().map(|footprint| slabs_of(footprint, thickness)));
         },
     );
@@ -96,6 +93,19 @@ fn slabs_of(footprint: &VoxelFootprint, thickness: usize) -> std::ops::Range<usi
     if first < end { first / thickness..(end - 1) / thickness + 1 } else { 0..0 }
 }
 
+/// How the grid holds each Gaussian (no lanes; compiled for the level for its scalar instructions).
+#[inline(always)]
+unsafe fn place_all_body<W: Wide>(grid: &VolumeGrid, shapes: &[Shape], footprints: &mut [VoxelFootprint]) {
+    for (footprint, shape) in footprints.iter_mut().zip(shapes) {
+        let placed = if shape.amplitude == 0.0 { None } else { place(grid, shape) };
+        *footprint = placed.map_or_else(VoxelFootprint::zeroed, |(_, footprint)| footprint);
+    }
+}
+at_each_level!(
+    /// See [`place_all_body`].
+    place_all => place_all_body(grid: &VolumeGrid, shapes: &[Shape], footprints: &mut [VoxelFootprint])
+);
+
 /// Adds Gaussians to the planes of one slab.
 #[inline(always)]
 unsafe fn add_slab_body<W: Wide>(
@@ -106,33 +116,42 @@ unsafe fn add_slab_body<W: Wide>(
     voxels: &mut [f32],
 ) {
     let planes = voxels.len() / (rows * row);
-    for &i in gaussians {
+    let mut spans = VoxelRows::EMPTY;
+    for (k, &i) in gaussians.iter().enumerate() {
         let footprint = &footprints[i as usize];
         let first = (footprint.first_plane as usize).max(first_plane);
         let end = (footprint.end_plane as usize).min(first_plane + planes);
-        for ix in first..end {
-            let Some(plane) = footprint.plane(ix, rows) else { continue };
-            for iy in plane.first..plane.end {
-                let Some(span) = footprint.row(&plane, iy, row) else { continue };
-                let line = &mut voxels[((ix - first_plane) * rows + iy) * row..][..row];
-                // SAFETY: the caller's; nothing is read or written behind the row.
-                unsafe {
-                    let (kz, y0) = (W::splat(footprint.kz), W::splat(span.y0));
-                    let (amplitude, cutoff) = (W::splat(footprint.amplitude), W::splat(Y_CUTOFF as f32));
-                    let ramp = W::ramp();
-                    let mut at = span.first;
-                    while at < span.end {
-                        let f = W::add(W::splat(span.f + (at - span.first) as f32), ramp);
+        // SAFETY: the caller's; nothing is read or written behind a row.
+        unsafe {
+            if let Some(&ahead) = gaussians.get(k + 4) {
+                W::prefetch(&raw const footprints[ahead as usize]);
+            }
+            let (kz, ramp) = (W::splat(footprint.kz), W::ramp());
+            let (amplitude, cutoff) = (W::splat(footprint.amplitude), W::splat(Y_CUTOFF as f32));
+            for ix in first..end {
+                let Some(plane) = footprint.plane(ix, rows) else { continue };
+                for iy in plane.first..plane.end {
+                    let k = (iy - plane.first) % BLOCK;
+                    if k == 0 {
+                        footprint.rows::<W>(&plane, iy, (plane.end - iy).min(BLOCK), row, &mut spans);
+                    }
+                    let line = &mut voxels[((ix - first_plane) * rows + iy) * row..][..row];
+                    let (start, last) = (spans.first[k], spans.last[k]);
+                    let y0 = W::splat(spans.y0[k]);
+                    let mut at = start;
+                    while at <= last {
+                        let f = W::add(W::splat(spans.f[k] + (at - start) as f32), ramp);
                         let y = W::fma(W::mul(kz, f), f, y0);
-                        let value = W::below(y, cutoff, voxel_with_slope::<W>(y).0);
-                        let to = line.as_mut_ptr().add(at);
-                        if at + W::N <= row {
+                        // Held to the cut-off, so that far lanes do not underflow to (slow) denormal numbers.
+                        let value = W::below(y, cutoff, voxel_with_slope::<W>(W::min(y, cutoff)).0);
+                        let to = line.as_mut_ptr().add(at as usize);
+                        let left = row - at as usize;
+                        if left >= W::N {
                             W::store(to, W::fma(value, amplitude, W::load(to)));
                         } else {
-                            let left = row - at;
                             W::store_first(to, left, W::fma(value, amplitude, W::load_first(to, left)));
                         }
-                        at += W::N;
+                        at += W::N as i32;
                     }
                 }
             }
@@ -157,8 +176,13 @@ pub(super) fn evaluations(grid: &VolumeGrid, set: &GaussianSet<'_>) -> u64 {
         let planes = (f.first_plane as usize..f.end_plane as usize).filter_map(|ix| f.plane(ix, rows));
         planes
             .map(|plane| {
-                let lines = (plane.first..plane.end).filter_map(|iy| f.row(&plane, iy, row));
-                lines.map(|line| (line.end - line.first) as u64).sum::<u64>()
+                let mut spans = VoxelRows::EMPTY;
+                let mut of_row = |iy| {
+                    // SAFETY: plain floats.
+                    unsafe { f.rows::<Plain>(&plane, iy, 1, row, &mut spans) };
+                    (spans.last[0] + 1 - spans.first[0]).max(0) as u64
+                };
+                (plane.first..plane.end).map(&mut of_row).sum::<u64>()
             })
             .sum()
     };

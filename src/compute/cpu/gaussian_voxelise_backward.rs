@@ -8,6 +8,8 @@
 // Generic SIMD on rows whose ends are checked before.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::super::ComputeError;
@@ -16,7 +18,7 @@ use super::gaussian_kernel::{Y_CUTOFF, voxel_with_slope};
 use super::gaussian_lanes::{Wide, at_each_level};
 use super::gaussian_project_backward::{TASK, Targets};
 use super::gaussian_shape::{Shape, ShapeGradient, check_gradients, check_set, is_sound, refusal};
-use super::gaussian_voxel::{VoxelFootprint, VoxelMoments, place};
+use super::gaussian_voxel::{BLOCK, VoxelFootprint, VoxelMoments, VoxelRows, place};
 use super::simd::SimdLevel;
 use crate::geometry::VolumeGrid;
 
@@ -41,23 +43,46 @@ pub(super) fn gaussian_voxelise_backward(
         return Err(refusal(OPERATION, set, i));
     }
     (0..n.div_ceil(TASK)).into_par_iter().with_max_len(1).for_each(|task| {
-        for i in task * TASK..n.min((task + 1) * TASK) {
-            let shape = Shape::of(set, i);
-            if let Some((placed, footprint)) = place(grid, &shape) {
-                let mut gradient = ShapeGradient::default();
-                let sums = moments(simd, &footprint, grid.voxels, by_volume);
-                placed.add_gradient(grid, &shape, &sums, &mut gradient);
-                // SAFETY: this task's Gaussians are nobody else's.
-                unsafe { targets.add(i, &gradient.by_parameters(set, i)) };
-            }
-        }
+        gather(simd, grid, set, by_volume, task * TASK..n.min((task + 1) * TASK), &targets);
     });
     Ok(())
 }
 
+/// The gradients of the Gaussians of one task, of which no other task has any.
+#[inline(always)]
+unsafe fn gather_body<W: Wide>(
+    grid: &VolumeGrid,
+    set: &GaussianSet<'_>,
+    by_volume: &[f32],
+    gaussians: Range<usize>,
+    targets: &Targets,
+) {
+    for i in gaussians {
+        let shape = Shape::of(set, i);
+        if let Some((placed, footprint)) = place(grid, &shape) {
+            let mut gradient = ShapeGradient::default();
+            // SAFETY: the caller's.
+            let sums = unsafe { moments::<W>(&footprint, grid.voxels, by_volume) };
+            placed.add_gradient(grid, &shape, &sums, &mut gradient);
+            // SAFETY: this task's Gaussians are nobody else's.
+            unsafe { targets.add(i, &gradient.by_parameters(set, i)) };
+        }
+    }
+}
+at_each_level!(
+    /// See [`gather_body`].
+    gather => gather_body(
+        grid: &VolumeGrid,
+        set: &GaussianSet<'_>,
+        by_volume: &[f32],
+        gaussians: Range<usize>,
+        targets: &Targets,
+    )
+);
+
 /// Sums over one footprint.
 #[inline(always)]
-unsafe fn moments_body<W: Wide>(
+unsafe fn moments<W: Wide>(
     footprint: &VoxelFootprint,
     [_, rows, row]: [usize; 3],
     by_volume: &[f32],
@@ -69,19 +94,24 @@ unsafe fn moments_body<W: Wide>(
         let mut value = zero;
         let mut first = [zero; 3];
         let mut second = [zero; 6];
+        let mut spans = VoxelRows::EMPTY;
         for ix in footprint.first_plane as usize..footprint.end_plane as usize {
             let Some(plane) = footprint.plane(ix, rows) else { continue };
             let x = W::splat(plane.x);
             for iy in plane.first..plane.end {
-                let Some(span) = footprint.row(&plane, iy, row) else { continue };
+                let k = (iy - plane.first) % BLOCK;
+                if k == 0 {
+                    footprint.rows::<W>(&plane, iy, (plane.end - iy).min(BLOCK), row, &mut spans);
+                }
                 let line = &by_volume[(ix * rows + iy) * row..][..row];
-                let (e, y0) = (W::splat(span.e), W::splat(span.y0));
-                let mut at = span.first;
-                while at < span.end {
-                    let f = W::add(W::splat(span.f + (at - span.first) as f32), ramp);
+                let (start, last) = (spans.first[k], spans.last[k]);
+                let (e, y0) = (W::splat(spans.e[k]), W::splat(spans.y0[k]));
+                let mut at = start;
+                while at <= last {
+                    let f = W::add(W::splat(spans.f[k] + (at - start) as f32), ramp);
                     let y = W::min(W::fma(W::mul(kz, f), f, y0), cutoff);
-                    let from = line.as_ptr().add(at);
-                    let given = if at + W::N <= row { W::load(from) } else { W::load_first(from, row - at) };
+                    let (from, left) = (line.as_ptr().add(at as usize), row - at as usize);
+                    let given = if left >= W::N { W::load(from) } else { W::load_first(from, left) };
                     let weight = W::below(y, cutoff, given);
                     let (kernel, slope) = voxel_with_slope::<W>(y);
                     value = W::fma(weight, kernel, value);
@@ -94,7 +124,7 @@ unsafe fn moments_body<W: Wide>(
                     second[3] = W::fma(we, e, second[3]);
                     second[4] = W::fma(we, f, second[4]);
                     second[5] = W::fma(wf, f, second[5]);
-                    at += W::N;
+                    at += W::N as i32;
                 }
             }
         }
@@ -108,7 +138,3 @@ unsafe fn moments_body<W: Wide>(
         sums
     }
 }
-at_each_level!(
-    /// See [`moments_body`].
-    moments => moments_body(footprint: &VoxelFootprint, voxels: [usize; 3], by_volume: &[f32]) -> VoxelMoments
-);
