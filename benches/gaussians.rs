@@ -29,14 +29,13 @@ fn processor_seconds() -> f64 {
 /// Medians of five: wall clock and processor time, in seconds.
 fn medians(mut f: impl FnMut()) -> [f64; 2] {
     f();
-    let mut times = [[0.0; 5]; 2];
-    for k in 0..5 {
+    let times: [[f64; 2]; 5] = std::array::from_fn(|_| {
         let (start, processor) = (Instant::now(), processor_seconds());
         f();
-        times[0][k] = start.elapsed().as_secs_f64();
-        times[1][k] = processor_seconds() - processor;
-    }
-    times.map(|mut five| {
+        [start.elapsed().as_secs_f64(), processor_seconds() - processor]
+    });
+    [0, 1].map(|clock| {
+        let mut five = times.map(|time| time[clock]);
         five.sort_by(f64::total_cmp);
         five[2]
     })

@@ -56,6 +56,15 @@ unsafe impl Send for List {}
 // SAFETY: as above.
 unsafe impl Sync for List {}
 
+impl List {
+    /// # Safety
+    /// Within the list, and nobody else's place.
+    unsafe fn put(&self, at: usize, gaussian: u32) {
+        // SAFETY: the caller's.
+        unsafe { *self.0.add(at) = gaussian }
+    }
+}
+
 impl<'a> Bins<'a> {
     /// Bins in memory of the sizes that [`words`] gives (or more).
     pub(super) fn new(bins: usize, gaussians: usize, table: &'a mut [u32], list: &'a mut [u32]) -> Self {
@@ -99,12 +108,11 @@ impl<'a> Bins<'a> {
             }
             let list = List(self.list.as_mut_ptr());
             rows[start * bins..end * bins].par_chunks_exact_mut(bins).enumerate().for_each(|(chunk, cursors)| {
-                let list = list;
                 let first = (start + chunk) * CHUNK;
                 for gaussian in first..gaussians.min(first + CHUNK) {
                     for bin in bins_of(gaussian) {
                         // SAFETY: below `total`, which fits the list, in the range that this chunk counted for this bin.
-                        unsafe { *list.0.add(cursors[bin] as usize) = gaussian as u32 };
+                        unsafe { list.put(cursors[bin] as usize, gaussian as u32) };
                         cursors[bin] += 1;
                     }
                 }

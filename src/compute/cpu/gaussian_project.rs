@@ -55,11 +55,7 @@ pub(super) fn need(workload: &GaussianWorkload) -> Need {
 }
 
 /// Fills in all shapes; the first Gaussian that is not sound is named.
-pub(super) fn shapes(
-    operation: &'static str,
-    set: &GaussianSet<'_>,
-    shapes: &mut [Shape],
-) -> Result<(), ComputeError> {
+pub(super) fn shapes(operation: &'static str, set: &GaussianSet<'_>, shapes: &mut [Shape]) -> Result<(), ComputeError> {
     let unsound = AtomicUsize::new(usize::MAX);
     shapes.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, shapes)| {
         for (i, shape) in (chunk * CHUNK..).zip(shapes) {
@@ -119,12 +115,26 @@ pub(super) fn gaussian_project(
             },
         );
         let footprints = &*footprints;
-        bins.passes(n, |i| strips_of(&footprints[i], height), |pass| {
-            image.par_chunks_mut(height * detector.columns).enumerate().with_max_len(1).for_each(|(strip, pixels)| {
-                let mut buffer = scratch.of_this_thread();
-                add_strip(simd, footprints, pass.of(strip), strip * height, detector.columns, buffer.floats(), pixels);
-            });
-        });
+        bins.passes(
+            n,
+            |i| strips_of(&footprints[i], height),
+            |pass| {
+                image.par_chunks_mut(height * detector.columns).enumerate().with_max_len(1).for_each(
+                    |(strip, pixels)| {
+                        let mut buffer = scratch.of_this_thread();
+                        add_strip(
+                            simd,
+                            footprints,
+                            pass.of(strip),
+                            strip * height,
+                            detector.columns,
+                            buffer.floats(),
+                            pixels,
+                        );
+                    },
+                );
+            },
+        );
         image.par_chunks_mut(detector.columns).enumerate().for_each(|(row, pixels)| {
             let [a, b, c] = view.length_square(row);
             for (j, pixel) in pixels.iter_mut().enumerate() {
@@ -185,7 +195,9 @@ unsafe fn add_strip_body<W: Wide>(
             let (amplitude, cutoff) = (W::splat(footprint.amplitude), W::splat(Y_CUTOFF as f32));
             // A strip is no higher than a block.
             footprint.spans::<W>(first as i32, end - first, columns, &mut spans);
-            for (k, padded) in buffer[(first - first_row) * stride..].chunks_exact_mut(stride).take(end - first).enumerate() {
+            for (k, padded) in
+                buffer[(first - first_row) * stride..].chunks_exact_mut(stride).take(end - first).enumerate()
+            {
                 let (start, last) = (spans.first[k], spans.last[k]);
                 let (den0, den1, y0) = (W::splat(spans.den0[k]), W::splat(spans.den1[k]), W::splat(spans.y0[k]));
                 let mut d = W::add(W::splat(spans.d[k]), ramp);

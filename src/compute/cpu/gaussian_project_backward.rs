@@ -53,7 +53,17 @@ impl Targets {
         let [s0, s1, s2] = gradients.log_scale.each_mut().map(|array| array.as_mut_ptr());
         let [rw, rx, ry, rz] = gradients.rotation.each_mut().map(|array| array.as_mut_ptr());
         let arrays = [
-            gradients.density_per_mm.as_mut_ptr(), px, py, pz, s0, s1, s2, rw, rx, ry, rz,
+            gradients.density_per_mm.as_mut_ptr(),
+            px,
+            py,
+            pz,
+            s0,
+            s1,
+            s2,
+            rw,
+            rx,
+            ry,
+            rz,
             gradients.view_norm.as_mut_ptr(),
         ];
         Self { arrays, len }

@@ -5,8 +5,8 @@
 use bytemuck::{Pod, Zeroable};
 use glam::DVec3;
 
-use super::super::gaussians::{GaussianGradients, GaussianSet};
 use super::super::ComputeError;
+use super::super::gaussians::{GaussianGradients, GaussianSet};
 use super::check_len;
 
 /// A symmetric matrix: xx, xy, xz, yy, yz, zz.
@@ -273,7 +273,8 @@ const LOG_SCALE_LIMIT: f32 = 25.0;
 
 /// Why Gaussian `i` is not sound.
 pub(super) fn refusal(operation: &'static str, set: &GaussianSet<'_>, i: usize) -> ComputeError {
-    let error = |parameter, value, requirement| ComputeError::Value { operation, parameter, index: i, value, requirement };
+    let error =
+        |parameter, value, requirement| ComputeError::Value { operation, parameter, index: i, value, requirement };
     for (name, array) in named(set) {
         if !array[i].is_finite() {
             return error(name, array[i], "must be finite");

@@ -17,8 +17,17 @@ use crate::geometry::{CircularOrbit, Detector, ScanGeometry, ViewPose, VolumeGri
 
 /// Names of the eleven arrays of [`Owned`].
 pub(super) const NAMES: [&str; 11] = [
-    "density", "position x", "position y", "position z", "log scale 0", "log scale 1", "log scale 2", "rotation w",
-    "rotation x", "rotation y", "rotation z",
+    "density",
+    "position x",
+    "position y",
+    "position z",
+    "log scale 0",
+    "log scale 1",
+    "log scale 2",
+    "rotation w",
+    "rotation x",
+    "rotation y",
+    "rotation z",
 ];
 
 /// Gaussians with their memory: density, position, log scale, rotation.
@@ -69,7 +78,13 @@ impl One {
     }
 
     /// The line integral by the textbook's formula (`w = v - (u.v / u.u) u`) and `kernel`, the `g2` to use.
-    pub(super) fn line_integral(&self, pose: &ViewPose, pixel: DVec3, low_pass: f64, kernel: impl Fn(f64) -> f64) -> f64 {
+    pub(super) fn line_integral(
+        &self,
+        pose: &ViewPose,
+        pixel: DVec3,
+        low_pass: f64,
+        kernel: impl Fn(f64) -> f64,
+    ) -> f64 {
         let (m, amplitude) = self.to_unit(low_pass);
         let u = m * (pixel - pose.source_mm).normalize();
         let v = m * (self.position - pose.source_mm);
@@ -182,7 +197,13 @@ pub(super) fn awkward(views: usize) -> ScanGeometry {
     orbit.over_arc(views, 0.4, 5.0)
 }
 
-pub(super) fn carrier(threads: usize, simd: SimdLevel, n: usize, geometry: &ScanGeometry, voxels: [usize; 3]) -> CpuCompute {
+pub(super) fn carrier(
+    threads: usize,
+    simd: SimdLevel,
+    n: usize,
+    geometry: &ScanGeometry,
+    voxels: [usize; 3],
+) -> CpuCompute {
     let mut cpu = CpuCompute::with_simd(threads, simd).unwrap();
     cpu.prepare_gaussians(&GaussianWorkload {
         gaussians: n,

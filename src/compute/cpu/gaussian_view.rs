@@ -338,8 +338,8 @@ impl View {
         let by_di = 2.0 * (s.ki * alpha[1] - s.b1 * beta[0] - s.c * beta[1] - s.b2 * beta[2]);
         // By `h` times `h`, and by |D|_P^2 = 1 / h.
         let forms = k11 * s.kd + k22 * s.ki;
-        let by_h_h = by_a1 * s.a1 + by_b1 * s.b1 + by_a2 * s.a2 + by_c * s.c + by_b2 * s.b2 + forms
-            + 0.5 * sums.value * scale;
+        let by_h_h =
+            by_a1 * s.a1 + by_b1 * s.b1 + by_a2 * s.a2 + by_c * s.c + by_b2 * s.b2 + forms + 0.5 * sums.value * scale;
         let by_square = -by_h_h * s.h;
         let [by_e1, by_e2, by_f11, by_f12, by_f22] = [by_a1, by_b1, by_a2, by_c, by_b2].map(|g| g * s.h);
         let tau = s.kd / s.g11;
@@ -347,9 +347,13 @@ impl View {
         let z2 = shape.covariance.times(s.n2);
         let by_n1 = 2.0 * by_g11 * s.z1 + by_g12 * z2;
         let by_n2 = 2.0 * by_g22 * z2 + by_g12 * s.z1;
-        let by_point = self.column.cross(by_n1) + s.sheared.cross(by_n2)
-            + 2.0 * by_square * s.y0 + by_e1 * s.y_column + by_e2 * s.y_row
-            - by_d * (self.dual_column + s.shear * self.dual_row) - by_di * self.dual_row;
+        let by_point = self.column.cross(by_n1)
+            + s.sheared.cross(by_n2)
+            + 2.0 * by_square * s.y0
+            + by_e1 * s.y_column
+            + by_e2 * s.y_row
+            - by_d * (self.dual_column + s.shear * self.dual_row)
+            - by_di * self.dual_row;
         let by_centre = (by_point - self.normal * s.d.dot(by_point)) / s.depth + self.normal * (2.0 * forms / s.depth);
         to.centre += by_centre;
         to.view_norm += by_centre.length();

@@ -96,7 +96,14 @@ impl VoxelFootprint {
     /// # Safety
     /// As [`Wide`].
     #[inline(always)]
-    pub(super) unsafe fn rows<W: Wide>(&self, plane: &VoxelPlane, iy: usize, rows: usize, voxels: usize, to: &mut VoxelRows) {
+    pub(super) unsafe fn rows<W: Wide>(
+        &self,
+        plane: &VoxelPlane,
+        iy: usize,
+        rows: usize,
+        voxels: usize,
+        to: &mut VoxelRows,
+    ) {
         debug_assert!(rows <= BLOCK);
         // SAFETY: the caller's; whole registers fit, for a block is a multiple of every level's lanes.
         unsafe {

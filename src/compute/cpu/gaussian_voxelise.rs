@@ -78,11 +78,15 @@ pub(super) fn gaussian_voxelise(
         },
     );
     let footprints = &*footprints;
-    bins.passes(n, |i| slabs_of(&footprints[i], thickness), |pass| {
-        volume.par_chunks_mut(thickness * rows * row).enumerate().with_max_len(1).for_each(|(slab, voxels)| {
-            add_slab(simd, footprints, pass.of(slab), slab * thickness, [rows, row], voxels);
-        });
-    });
+    bins.passes(
+        n,
+        |i| slabs_of(&footprints[i], thickness),
+        |pass| {
+            volume.par_chunks_mut(thickness * rows * row).enumerate().with_max_len(1).for_each(|(slab, voxels)| {
+                add_slab(simd, footprints, pass.of(slab), slab * thickness, [rows, row], voxels);
+            });
+        },
+    );
     Ok(())
 }
 

@@ -82,11 +82,7 @@ at_each_level!(
 
 /// Sums over one footprint.
 #[inline(always)]
-unsafe fn moments<W: Wide>(
-    footprint: &VoxelFootprint,
-    [_, rows, row]: [usize; 3],
-    by_volume: &[f32],
-) -> VoxelMoments {
+unsafe fn moments<W: Wide>(footprint: &VoxelFootprint, [_, rows, row]: [usize; 3], by_volume: &[f32]) -> VoxelMoments {
     // SAFETY: the caller's; nothing is read behind a row.
     unsafe {
         let zero = W::splat(0.0);

@@ -6,7 +6,12 @@ use super::*;
 use crate::compute::ComputeError;
 
 /// All four operations on one carrier.
-fn everything(cpu: &CpuCompute, geometry: &ScanGeometry, grid: &VolumeGrid, owned: &Owned) -> (Vec<f32>, Vec<f32>, OwnedGradients) {
+fn everything(
+    cpu: &CpuCompute,
+    geometry: &ScanGeometry,
+    grid: &VolumeGrid,
+    owned: &Owned,
+) -> (Vec<f32>, Vec<f32>, OwnedGradients) {
     let mut projections = vec![f32::NAN; geometry.projection_len()];
     let mut volume = vec![f32::NAN; grid.len()];
     let mut gradients = OwnedGradients::zeros(owned.len());
@@ -23,7 +28,8 @@ fn case() -> (ScanGeometry, VolumeGrid, Owned) {
     gaussians[3].position = DVec3::new(900.0, 500.0, 0.0);
     gaussians[4].scale = DVec3::splat(600.0);
     gaussians[5].density = 0.0;
-    let grid = VolumeGrid { voxels: [33, 29, 31], voxel_mm: DVec3::new(1.0, 1.3, 1.1), centre_mm: DVec3::new(3.0, -2.0, 1.0) };
+    let grid =
+        VolumeGrid { voxels: [33, 29, 31], voxel_mm: DVec3::new(1.0, 1.3, 1.1), centre_mm: DVec3::new(3.0, -2.0, 1.0) };
     (awkward(3), grid, Owned::new(&gaussians, 0.4))
 }
 
@@ -31,7 +37,9 @@ fn case() -> (ScanGeometry, VolumeGrid, Owned) {
 fn any_number_of_threads_gives_the_same_bits() {
     let (geometry, grid, owned) = case();
     for simd in SimdLevel::available() {
-        let of = |threads| everything(&carrier(threads, simd, owned.len(), &geometry, grid.voxels), &geometry, &grid, &owned);
+        let of = |threads| {
+            everything(&carrier(threads, simd, owned.len(), &geometry, grid.voxels), &geometry, &grid, &owned)
+        };
         let one = of(1);
         assert!(one.0.iter().chain(&one.1).chain(one.2.0.iter().flatten()).all(|x| x.is_finite()));
         for threads in [2, 3] {
@@ -65,7 +73,8 @@ fn simd_levels_agree_to_rounding() {
 fn nothing_comes_of_no_gaussians_and_of_those_unseen() {
     let geometry = awkward(2);
     let source = geometry.views[0].source_mm;
-    let one = |position, scale| One { density: 0.02, position, scale: DVec3::splat(scale), rotation: [1.0, 0.0, 0.0, 0.0] };
+    let one =
+        |position, scale| One { density: 0.02, position, scale: DVec3::splat(scale), rotation: [1.0, 0.0, 0.0, 0.0] };
     let single = ScanGeometry { detector: geometry.detector, views: vec![geometry.views[0]] };
     let cases = [
         ("none", vec![]),

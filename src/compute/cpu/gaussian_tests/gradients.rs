@@ -11,7 +11,7 @@ fn kernel(q: f64) -> f64 {
         return 0.0;
     }
     let inside = Y_CUTOFF - q * Y_OF_Q;
-    let tail = [9.118_819_7e-4, 1.628_898_5e-4, -1.107_767_2e-4, 1.662_919_8e-5, -7.721_297_7e-7];
+    let tail = [9.118_82e-4, 1.628_898_5e-4, -1.107_767_2e-4, 1.662_919_8e-5, -7.721_298e-7];
     (-0.5 * q).exp() - tail.iter().rev().fold(0.0, |sum, c| sum * inside + c)
 }
 
@@ -93,7 +93,8 @@ fn projector_gradients_of_needles_and_cut_footprints() {
 
 #[test]
 fn voxeliser_gradients_are_those_of_the_density() {
-    let grid = VolumeGrid { voxels: [21, 18, 35], voxel_mm: DVec3::new(1.0, 1.3, 0.8), centre_mm: DVec3::new(3.0, -2.0, 1.0) };
+    let grid =
+        VolumeGrid { voxels: [21, 18, 35], voxel_mm: DVec3::new(1.0, 1.3, 0.8), centre_mm: DVec3::new(3.0, -2.0, 1.0) };
     let mut gaussians = scene(8, 9.0, 1.5, 4.0, &mut random(13));
     gaussians[0].scale = DVec3::new(0.9, 12.0, 1.1);
     let owned = Owned::new(&gaussians, 0.4);

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::compute::{Compute, Workload};
 use crate::compute::cpu::gaussian_kernel::MASS;
+use crate::compute::{Compute, Workload};
 
 /// Largest error over all pixels of all views, in shares of the Gaussian's largest projection, of each Gaussian alone.
 fn worst_against_quadrature(geometry: &ScanGeometry, gaussians: &[One], low_pass: f32) -> f64 {
@@ -19,12 +19,14 @@ fn worst_against_quadrature(geometry: &ScanGeometry, gaussians: &[One], low_pass
             let peak = exact.quadrature(pose, exact.position, f64::from(low_pass));
             for (k, &value) in image.iter().enumerate() {
                 let pixel = pose.pixel_mm((k / columns) as f64, (k % columns) as f64);
-                let within = exact.line_integral(pose, pixel, f64::from(low_pass), |q| if q < CUTOFF { 1.0 } else { 0.0 });
+                let within =
+                    exact.line_integral(pose, pixel, f64::from(low_pass), |q| if q < CUTOFF { 1.0 } else { 0.0 });
                 if within == 0.0 {
                     // Rounding may decide otherwise at the very edge, where the kernel is next to nothing.
                     worst = worst.max(f64::from(value).abs() / peak);
                 } else {
-                    worst = worst.max((f64::from(value) - exact.quadrature(pose, pixel, f64::from(low_pass))).abs() / peak);
+                    worst =
+                        worst.max((f64::from(value) - exact.quadrature(pose, pixel, f64::from(low_pass))).abs() / peak);
                 }
             }
         }
@@ -81,14 +83,16 @@ fn projection_differs_from_endless_gaussians_by_less_than_the_cut_off() {
 
 #[test]
 fn voxels_hold_the_density_at_their_centres() {
-    let grid = VolumeGrid { voxels: [23, 19, 37], voxel_mm: DVec3::new(1.0, 1.3, 0.8), centre_mm: DVec3::new(3.0, -2.0, 1.0) };
+    let grid =
+        VolumeGrid { voxels: [23, 19, 37], voxel_mm: DVec3::new(1.0, 1.3, 0.8), centre_mm: DVec3::new(3.0, -2.0, 1.0) };
     let mut gaussians = scene(20, 12.0, 0.8, 6.0, &mut random(4));
     gaussians[0].scale = DVec3::new(0.5, 25.0, 0.7);
     let owned = Owned::new(&gaussians, 0.3);
     let volume = voxelise(&grid, &owned);
     let mut worst = 0.0f64;
     for (ix, iy, iz) in (0..23).flat_map(|x| (0..19).flat_map(move |y| (0..37).map(move |z| (x, y, z)))) {
-        let exact: f64 = (0..20).map(|i| owned.one(i).value_at(grid.voxel_centre_mm(ix, iy, iz), f64::from(0.3f32))).sum();
+        let exact: f64 =
+            (0..20).map(|i| owned.one(i).value_at(grid.voxel_centre_mm(ix, iy, iz), f64::from(0.3f32))).sum();
         worst = worst.max((exact - f64::from(volume[grid.index(ix, iy, iz)])).abs());
     }
     // Densities of up to 0.03, some overlapping; the needle's steep sides cost a few float32 digits.
@@ -130,11 +134,15 @@ fn projecting_the_voxels_agrees_with_projecting_the_gaussians() {
         let mut by_joseph = vec![0.0f32; geometry.projection_len()];
         cpu.forward_project(&geometry, &grid, &volume, &mut by_joseph).unwrap();
         let difference: f64 = exact.iter().zip(&by_joseph).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-        let sums = (exact.iter().map(|&x| f64::from(x)).sum::<f64>(), by_joseph.iter().map(|&x| f64::from(x)).sum::<f64>());
+        let sums =
+            (exact.iter().map(|&x| f64::from(x)).sum::<f64>(), by_joseph.iter().map(|&x| f64::from(x)).sum::<f64>());
         ((difference / exact.iter().map(|x| f64::from(x * x)).sum::<f64>()).sqrt(), sums.1 / sums.0 - 1.0)
     };
     let (coarse, fine) = (error(64), error(128));
-    println!("projected voxels against Gaussians: RMS {:.2e} (64^3), {:.2e} (128^3); mass {:.1e}, {:.1e}", coarse.0, fine.0, coarse.1, fine.1);
+    println!(
+        "projected voxels against Gaussians: RMS {:.2e} (64^3), {:.2e} (128^3); mass {:.1e}, {:.1e}",
+        coarse.0, fine.0, coarse.1, fine.1
+    );
     // What is left is Joseph's interpolation, which smooths by (voxel / sigma)^2 / 12: it falls four-fold with half the voxel.
     assert!(fine.0 < 0.3 * coarse.0 && fine.0 < 3e-3, "{coarse:?} {fine:?}");
     assert!(fine.1.abs() < 1e-4, "{fine:?}");
@@ -178,7 +186,12 @@ fn gaussians_smaller_than_a_pixel_do_not_vanish_between_pixels() {
         for _ in 0..10 {
             let (v, u) = (rng.random_range(15.0..30.0), rng.random_range(20.0..40.0));
             let position = pose.source_mm.lerp(pose.pixel_mm(v, u), 0.66);
-            let one = One { density: 0.02 / (scale * scale), position, scale: DVec3::splat(scale), rotation: [1.0, 0.0, 0.0, 0.0] };
+            let one = One {
+                density: 0.02 / (scale * scale),
+                position,
+                scale: DVec3::splat(scale),
+                rotation: [1.0, 0.0, 0.0, 0.0],
+            };
             let mass = MASS * one.density * (std::f64::consts::TAU.sqrt() * scale).powi(3);
             let ratio = seen_mass(&geometry, &Owned::new(&[one], low_pass as f32)) / mass;
             // 2 exp(-2 pi^2 / 4) = 1.4 % along v and less along u, where the pitch is finer.
