@@ -10,7 +10,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build bridge demo test test-rust test-release test-loom test-python lint bench bench-peers fuzz clean
+.PHONY: help build bridge demo test test-rust test-release test-loom lint bench bench-peers fuzz clean
 
 CARGO ?= cargo
 PYTHON ?= python3
@@ -32,7 +32,7 @@ demo: build bridge
 .venv/ready:
 	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --disable-pip-version-check -r tests/python/requirements.txt && touch .venv/ready
 
-test: bridge test-rust test-release test-loom test-python
+test: test-rust test-release test-loom
 
 test-rust: bridge
 	$(MAKE) .venv/ready || echo "SKIPPED: Python references (no virtual environment could be made)"
@@ -45,9 +45,6 @@ test-release: bridge
 # Every interleaving of the frame ring and the volume slots, within loom's bounds.
 test-loom:
 	RUSTFLAGS="--cfg loom" $(CARGO) test -p firmware-bridge --release --locked --target-dir target/loom --test loom
-
-test-python: bridge
-	$(MAKE) -C firmware-bridge test
 
 lint:
 	$(CARGO) fmt --all --check

@@ -27,7 +27,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make a scan from a CT volume or a built-in phantom
-    Simulate(simulate::Arguments),
+    Simulate(Box<simulate::Arguments>),
     /// Reconstruct a scan on disk
     Reconstruct(reconstruct::Arguments),
     /// Compare a volume with a reference
@@ -57,7 +57,11 @@ impl Failure {
         let mut message = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
-            message = format!("{message}: {cause}");
+            // Many errors quote their cause already.
+            let words = cause.to_string();
+            if !message.ends_with(&words) {
+                message = format!("{message}: {words}");
+            }
             source = cause.source();
         }
         Self { message, code }

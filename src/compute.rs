@@ -8,7 +8,7 @@ pub mod cpu;
 pub mod gaussians;
 
 use crate::error::{Classed, ErrorClass};
-use crate::geometry::{ScanGeometry, VolumeGrid};
+use crate::geometry::{Detector, ScanGeometry, VolumeGrid};
 
 /// Why an operation was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +80,28 @@ pub struct Workload {
     pub voxels: [usize; 3],
 }
 
+/// Pixel weights of some views, as a product of two factors: what all rows of a view share changes from view to view
+/// (redundancy, angular step), the rest mostly does not (cosine), so that no weight image a view need be held.
+#[derive(Debug, Clone, Copy)]
+pub struct ProjectionWeights<'a> {
+    /// Size of the views.
+    pub detector: Detector,
+    /// Columns of zeros to put before the first and after the last column (half-fan).
+    pub pad: [usize; 2],
+    /// `[row v][column u]`: one image for all views, or one a view.
+    pub image: &'a [f32],
+    /// `[view][column u]`.
+    pub columns: &'a [f32],
+}
+
+impl ProjectionWeights<'_> {
+    /// Columns of a weighted view.
+    #[must_use]
+    pub fn wide_columns(&self) -> usize {
+        self.detector.columns + self.pad[0] + self.pad[1]
+    }
+}
+
 /// The operations. Implementations: [`cpu::CpuCompute`].
 ///
 /// A call's scratch comes from what [`Compute::prepare`] allocated; no operation allocates on the heap after that.
@@ -121,11 +143,17 @@ pub trait Compute: Send + Sync {
         volume: &mut [f32],
     ) -> Result<(), ComputeError>;
 
-    /// Multiplies each view by its weights: `weights` holds `[row v][column u]` for all views, or one such image a view.
+    /// `weighted[view][v][pad + u] = image[v][u] * columns[view][u] * projections[view][v][u]`, zero in the columns added by
+    /// `weights.pad`. Overwrites `weighted`.
     ///
     /// # Errors
     /// [`ComputeError::Shape`] where a buffer does not fit.
-    fn weight_projections(&self, pixels: usize, weights: &[f32], projections: &mut [f32]) -> Result<(), ComputeError>;
+    fn weight_projections(
+        &self,
+        weights: &ProjectionWeights<'_>,
+        projections: &[f32],
+        weighted: &mut [f32],
+    ) -> Result<(), ComputeError>;
 
     /// Filters every row along u with the frequency response `filter` (see [`cpu::ramp_filter::RampFilter`]), in place.
     ///

@@ -4,6 +4,9 @@
 //! |---|---|---|
 //! | [`scene`] | the field's scene folder (`meta_data.json` and `.npy` files) | the same |
 //! | [`nifti`] | CT volumes and masks with any affine | volumes and masks |
+//! | [`rtk`] | RTK's geometry XML with a projection stack | the same, and volumes |
+//! | [`metaimage`] | `.mha`, `.mhd` | `.mha`, `.mhd` (float32) |
+//! | [`picture`] | | PNG pictures of volumes |
 //! | [`npy`] | float32/float64/uint16/uint8/bool arrays | float32, uint16 |
 //!
 //! Every reader bounds what it allocates by what the file really holds and by the limits below, and refuses what it does not
@@ -12,12 +15,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod metaimage;
 pub mod nifti;
 pub mod npy;
+pub mod picture;
+pub mod rtk;
 pub mod scene;
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use glam::DVec3;
@@ -35,18 +41,18 @@ pub const MAX_PROJECTION_VALUES: usize = 1 << 32;
 /// Attenuation of water at about 70 keV, used where nothing else is stated (METHOD: mu = mu_water (1 + HU/1000)).
 pub const DEFAULT_MU_WATER_PER_MM: f64 = 0.0193;
 
-/// Why a file could not be read or written.
+/// Why a file could not be read or written. Messages hold the system's or the geometry's reason; there is no further source.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
     /// The operating system refused.
-    #[error("{}: cannot {action}: {source}", path.display())]
+    #[error("{}: cannot {action}: {reason}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What was being done ("read", "write", "create the folder").
         action: &'static str,
         /// The system's reason.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A field has a value that cannot be used.
     #[error("{}: {field} = {value}: {requirement}", path.display())]
@@ -71,12 +77,12 @@ pub enum FormatError {
         advice: String,
     },
     /// The numbers are readable, but no geometry follows from them.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Geometry {
         /// The file that holds the geometry.
         path: PathBuf,
         /// The reason.
-        source: GeometryError,
+        reason: GeometryError,
     },
 }
 
@@ -87,8 +93,8 @@ impl Classed for FormatError {
 }
 
 impl FormatError {
-    pub(crate) fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
-        Self::Io { path: path.to_path_buf(), action, source }
+    pub(crate) fn io(path: &Path, action: &'static str, reason: io::Error) -> Self {
+        Self::Io { path: path.to_path_buf(), action, reason }
     }
 
     pub(crate) fn field(
@@ -193,6 +199,47 @@ pub struct Scan {
     pub patient_offset_mm: DVec3,
 }
 
+/// Reads a text file of limited length.
+pub(crate) fn read_text(path: &Path, most_bytes: u64) -> Result<String, FormatError> {
+    let io_error = |source| FormatError::io(path, "read", source);
+    let mut bytes = Vec::new();
+    File::open(path).map_err(io_error)?.take(most_bytes + 1).read_to_end(&mut bytes).map_err(io_error)?;
+    if bytes.len() as u64 > most_bytes {
+        return Err(FormatError::damaged(path, format!("longer than {most_bytes} bytes"), "no such file is that long"));
+    }
+    String::from_utf8(bytes).map_err(|_| FormatError::damaged(path, "not UTF-8 text", "save it as UTF-8"))
+}
+
+/// Reads a scan of any kind: a scene folder, or a folder with one geometry of RTK (`.xml`) and one stack of line integrals (`.mha` or
+/// `.mhd`).
+///
+/// # Errors
+/// [`FormatError`] of the format that the folder holds, or one that says what was looked for.
+pub fn read_scan(folder: &Path) -> Result<Scan, FormatError> {
+    if folder.join(scene::META_FILE).is_file() {
+        return scene::read_scan(folder);
+    }
+    let entries = fs::read_dir(folder).map_err(|source| FormatError::io(folder, "read", source))?;
+    let paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    let ending = |endings: &[&str]| -> Vec<&PathBuf> {
+        let fits = |path: &&PathBuf| path.extension().and_then(|e| e.to_str()).is_some_and(|e| endings.contains(&e));
+        paths.iter().filter(fits).collect()
+    };
+    match (&ending(&["xml"])[..], &ending(&["mha", "mhd"])[..]) {
+        ([geometry], [stack]) => rtk::read(geometry, stack, None),
+        (geometries, stacks) => Err(FormatError::damaged(
+            folder,
+            format!(
+                "holds no scan: no {}, and {} .xml with {} .mha or .mhd",
+                scene::META_FILE,
+                geometries.len(),
+                stacks.len()
+            ),
+            "give a scene folder, or a folder with one geometry of RTK and one stack",
+        )),
+    }
+}
+
 /// Writes a file beside `path` and renames it when whole; a failed attempt leaves nothing behind.
 pub(crate) fn write_whole(
     path: &Path,
@@ -216,4 +263,49 @@ pub(crate) fn write_whole(
         let _ = fs::remove_file(&partial);
         FormatError::io(path, "write", source)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::geometry::{CircularOrbit, Detector};
+
+    #[test]
+    fn scans_are_known_by_what_their_folder_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let orbit = CircularOrbit { detector: Detector { columns: 4, rows: 3 }, ..CircularOrbit::default() };
+        let geometry = orbit.over_arc(2, 0.0, 6.0);
+        let projections = Array3::from_shape_fn((2, 3, 4), |(n, v, u)| (100 * n + 10 * v + u) as f32);
+        let scan = Scan {
+            grid: rtk::default_grid(&geometry),
+            geometry,
+            projections,
+            scale: SceneScale::unstated(),
+            patient_offset_mm: DVec3::ZERO,
+        };
+        assert!(read_scan(folder.path()).unwrap_err().to_string().contains("holds no scan"));
+        rtk::write(&folder.path().join("g.xml"), &folder.path().join("p.mha"), &scan).unwrap();
+        assert_eq!(read_scan(folder.path()).unwrap().projections, scan.projections);
+        let twice = folder.path().join("q.mha");
+        fs::copy(folder.path().join("p.mha"), &twice).unwrap();
+        assert!(read_scan(folder.path()).unwrap_err().to_string().contains("1 .xml with 2 .mha"));
+        scene::write(folder.path(), &scene::Scene::new(scan.clone())).unwrap();
+        assert_eq!(read_scan(folder.path()).unwrap().geometry.views.len(), 2);
+        assert!(read_scan(&folder.path().join("gone")).unwrap_err().to_string().contains("cannot read"));
+    }
+
+    #[test]
+    fn an_attempt_that_fails_leaves_the_old_file_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("volume.npy");
+        fs::write(&path, b"old").unwrap();
+        let failed = write_whole(&path, |writer| {
+            writer.write_all(b"new, but")?;
+            Err(io::Error::other("no space left"))
+        });
+        assert!(failed.unwrap_err().to_string().contains("no space left"));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }

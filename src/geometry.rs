@@ -27,8 +27,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod coverage;
 mod orbit;
 
+pub use coverage::{Coverage, FanFrame, FieldOfView, ScanClass};
 pub use orbit::CircularOrbit;
 
 use glam::DVec3;

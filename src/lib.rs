@@ -22,6 +22,7 @@ pub mod reconstruct;
 pub mod represent;
 pub mod publish;
 
+pub mod daemon;
 pub mod supervise;
 
 pub mod formats;

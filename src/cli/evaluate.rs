@@ -1,15 +1,167 @@
-//! `diffnr evaluate`.
+//! `diffnr evaluate`: a volume against a reference, or a mask against a mask.
+
+mod inputs;
+
+use std::path::PathBuf;
+
+use ndarray::{Array3, ArrayView3, Zip};
+use serde_json::json;
 
 use super::Failure;
+use crate::error::exit;
+use crate::formats::picture::{Panel, Window, write_contact_sheet};
+use crate::measure::{self, MeasureError};
+use inputs::{Pair, load};
 
 /// Arguments of `diffnr evaluate`.
+///
+/// PSNR (over the whole volume) and SSIM (mean over three axes of slice-wise SSIM) are taken of both volumes clipped to the window, whose
+/// width is the data range; RMSE is taken of the unclipped values. NIfTI volumes are in HU; .npy volumes are in a scene's own
+/// values, with the window 0:1.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {}
+pub(super) struct Arguments {
+    /// Volume to judge (.nii, .nii.gz or .npy)
+    out: PathBuf,
+    /// Reference on the same grid
+    #[arg(long)]
+    reference: PathBuf,
+    /// Judge only voxels where this mask (same grid as OUT) is not zero
+    #[arg(long)]
+    mask: Option<PathBuf>,
+    /// Judge only voxels inside the field of view that this scan (scene folder) covers
+    #[arg(long, value_name = "SCAN")]
+    fov: Option<PathBuf>,
+    /// Window in HU for PSNR, SSIM and the picture
+    #[arg(long, value_name = "LO:HI", allow_hyphen_values = true)]
+    window_hu: Option<String>,
+    /// Resample the reference onto OUT's grid, averaging over each voxel's cell; voxels beyond the reference are left out
+    #[arg(long)]
+    resample: bool,
+    /// Both are masks: give Dice and average surface distance instead
+    #[arg(long)]
+    dice: bool,
+    /// Write a picture: volume, reference, difference
+    #[arg(long, value_name = "FILE")]
+    png: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
 
 /// Runs the subcommand.
 ///
 /// # Errors
 /// See [`crate::error::exit`].
-pub fn run(_arguments: &Arguments) -> Result<(), Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let pair = load(arguments)?;
+    let (text, json) = if arguments.dice { overlap(arguments, &pair)? } else { figures(arguments, &pair)? };
+    if arguments.json {
+        println!("{json}");
+    } else {
+        println!("{text}");
+    }
     Ok(())
 }
+
+fn overlap(arguments: &Arguments, pair: &Pair) -> Result<(String, serde_json::Value), Failure> {
+    let on = |volume: &Array3<f32>| {
+        let mut mask = volume.mapv(|value| value > 0.5);
+        if let Some(region) = &pair.region {
+            Zip::from(&mut mask).and(region).for_each(|on, &inside| *on &= inside);
+        }
+        mask
+    };
+    let (a, b) = (on(&pair.out), on(&pair.reference));
+    let dice = measure::dice(a.view(), b.view()).map_err(|error| failed(arguments, &error))?;
+    let distance = match pair.spacing_mm {
+        None => None,
+        Some(spacing) => {
+            Some(measure::surface_distance_mm(a.view(), b.view(), spacing).map_err(|error| failed(arguments, &error))?)
+        }
+    };
+    let shown =
+        distance.map_or("not known (an .npy has no spacing; give --fov)".to_string(), |mm| format!("{mm:.3} mm"));
+    let json = json!({ "dice": dice, "asd_mm": distance, "resampled": pair.resampled });
+    Ok((format!("Dice {dice:.4}   ASD {shown}"), json))
+}
+
+fn figures(arguments: &Arguments, pair: &Pair) -> Result<(String, serde_json::Value), Failure> {
+    let window = pair.window;
+    let (low, width) = (window.low, window.high - window.low);
+    let normalised = |volume: &Array3<f32>| volume.mapv(|value| ((value - low) / width).clamp(0.0, 1.0));
+    let (a, b) = (normalised(&pair.out), normalised(&pair.reference));
+    let region = pair.region.as_ref().map(|region| region.view());
+    let fail = |error: MeasureError| failed(arguments, &error);
+    let psnr_db = measure::psnr_db(a.view(), b.view(), 1.0, region).map_err(fail)?;
+    let rmse = measure::rmse(pair.out.view(), pair.reference.view(), region).map_err(fail)?;
+    // Volumes too small for SSIM's window still have the other figures.
+    let ssim = measure::ssim(a.view(), b.view(), 1.0, 0.0, region);
+    let voxels = pair.region.as_ref().map_or(pair.out.len(), |region| region.iter().filter(|inside| **inside).count());
+    let ssim_text = match &ssim {
+        Ok(value) => format!("SSIM {value:.4}"),
+        Err(error) => format!("SSIM not given ({error})"),
+    };
+    let text = format!(
+        "PSNR {psnr_db:.2} dB   {ssim_text}   RMSE {rmse:.4} {unit}\nwindow {}:{} {unit}; {voxels} of {} voxels{}{}",
+        window.low,
+        window.high,
+        pair.out.len(),
+        pair.covered.as_deref().map_or(String::new(), |covered| format!("; {covered}")),
+        if pair.resampled { "; reference averaged onto the volume's grid" } else { "" },
+        unit = window.unit,
+    );
+    let json = json!({
+        "psnr_db": psnr_db.is_finite().then_some(psnr_db),
+        "identical": psnr_db == f64::INFINITY,
+        "ssim": ssim.as_ref().ok(),
+        "rmse": rmse,
+        "unit": window.unit,
+        "window": [window.low, window.high],
+        "voxels": voxels,
+        "shape": pair.out.shape(),
+        "field_of_view": pair.covered,
+        "resampled": pair.resampled,
+    });
+    if let Some(png) = &arguments.png {
+        draw(arguments, png, pair, &format!("PSNR {psnr_db:.2} dB  {ssim_text}"))?;
+    }
+    Ok((text, json))
+}
+
+fn draw(arguments: &Arguments, png: &std::path::Path, pair: &Pair, figures: &str) -> Result<(), Failure> {
+    let window = pair.window;
+    let middle = 0.5 * (window.low + window.high);
+    let difference = &pair.out - &pair.reference + middle;
+    let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let panel = |volume, caption: String| {
+        let (volume, spacing_mm) = pair.hung(volume);
+        Panel { volume, spacing_mm, caption }
+    };
+    let unit = window.unit;
+    let panels = [
+        panel(pair.out.view(), format!("{}: {figures}", name(&arguments.out))),
+        panel(pair.reference.view(), format!("reference {}", name(&arguments.reference))),
+        panel(difference.view(), format!("difference (grey = 0, white = +{} {unit})", window.high - middle)),
+    ];
+    write_contact_sheet(png, &panels, window).map_err(|error| Failure::new(exit::OUTPUT, &error))
+}
+
+fn failed(arguments: &Arguments, error: &MeasureError) -> Failure {
+    let message = format!("{} against {}: {error}", arguments.out.display(), arguments.reference.display());
+    Failure { message, code: exit::INPUT }
+}
+
+/// Reads `LO:HI`.
+fn parse_window(text: &str) -> Result<Window, Failure> {
+    let bad = || Failure {
+        message: format!("--window-hu {text}: must be LO:HI with LO < HI, e.g. -1000:1000"),
+        code: exit::USAGE,
+    };
+    let (low, high) = text.split_once(':').ok_or_else(bad)?;
+    let number = |part: &str| part.trim().parse::<f32>().ok().filter(|value| value.is_finite()).ok_or_else(bad);
+    let (low, high) = (number(low)?, number(high)?);
+    if low < high { Ok(Window { low, high, unit: "HU" }) } else { Err(bad()) }
+}
+
+/// A volume as a picture hangs it.
+type Hung<'a> = (ArrayView3<'a, f32>, [f64; 3]);

@@ -31,7 +31,7 @@ pub use simd::SimdLevel;
 
 use scratch::{Need, Scratch};
 
-use super::{Compute, ComputeError, Workload};
+use super::{Compute, ComputeError, ProjectionWeights, Workload};
 use crate::geometry::{ScanGeometry, VolumeGrid};
 
 /// Carries out the operations on the CPU.
@@ -141,8 +141,13 @@ impl Compute for CpuCompute {
         })
     }
 
-    fn weight_projections(&self, pixels: usize, weights: &[f32], projections: &mut [f32]) -> Result<(), ComputeError> {
-        self.pool.install(|| weight_projections::weight_projections(pixels, weights, projections))
+    fn weight_projections(
+        &self,
+        weights: &ProjectionWeights<'_>,
+        projections: &[f32],
+        weighted: &mut [f32],
+    ) -> Result<(), ComputeError> {
+        self.pool.install(|| weight_projections::weight_projections(weights, projections, weighted))
     }
 
     fn filter_rows(&self, filter: &ramp_filter::RampFilter, projections: &mut [f32]) -> Result<(), ComputeError> {

@@ -7,6 +7,8 @@
 //! the file holds, and written here, because the crate loses write errors of its buffer and renames files with dots in their
 //! names.
 
+mod gzip;
+mod resample;
 mod write;
 
 use std::fs::File;
@@ -15,12 +17,15 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 use glam::{DAffine3, DMat3, DQuat, DVec3};
-use ndarray::{Array3, Axis, Slice};
+use ndarray::{Array3, ArrayView3, Axis, Slice};
 use nifti::{Endianness, NiftiHeader};
 
 use super::{FormatError, MAX_VOXELS};
 
 pub use write::{Storage, grid_to_world_mm, write, write_mu, write_volume};
+
+/// Planes that are transposed together: a run of sixteen in memory keeps it from missing the cache at every voxel.
+const PLANES: usize = 16;
 
 /// Bytes of a NIfTI-1 header.
 const HEADER_BYTES: usize = 348;
@@ -53,6 +58,33 @@ impl CtVolume {
     }
 }
 
+impl CtVolume {
+    /// The values seen along the world's axes as nearly as turning and mirroring goes: `[x][y][z]`, RAS+, with the spacing along each in
+    /// mm. Nothing is resampled; an oblique volume stays oblique by what is left of its rotation.
+    #[must_use]
+    pub fn canonical(&self) -> (ArrayView3<'_, f32>, [f64; 3]) {
+        canonical(self.hu.view(), &self.voxel_to_world_mm)
+    }
+}
+
+/// [`CtVolume::canonical`] of any values `[i][j][k]` with their affine.
+#[must_use]
+pub fn canonical<'a>(values: ArrayView3<'a, f32>, voxel_to_world_mm: &DAffine3) -> (ArrayView3<'a, f32>, [f64; 3]) {
+    let matrix = voxel_to_world_mm.matrix3;
+    let columns = [matrix.x_axis, matrix.y_axis, matrix.z_axis];
+    let share = |stored: usize, world: usize| columns[stored][world] / columns[stored].length();
+    let fit = |order: &[usize; 3]| (0..3).map(|world| share(order[world], world).abs()).sum::<f64>();
+    let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    let order = orders.into_iter().max_by(|a, b| fit(a).total_cmp(&fit(b))).unwrap_or([0, 1, 2]);
+    let mut values = values.permuted_axes(order);
+    for (world, &stored) in order.iter().enumerate() {
+        if share(stored, world) < 0.0 {
+            values.invert_axis(Axis(world));
+        }
+    }
+    (values, order.map(|stored| columns[stored].length()))
+}
+
 /// Reads a three-dimensional NIfTI-1 volume: uint8, int8, uint16, int16, uint32, int32, float32 or float64, either byte order.
 ///
 /// The affine is the sform where there is one, else the qform, else pixdim alone (NIfTI's method 1).
@@ -60,6 +92,21 @@ impl CtVolume {
 /// # Errors
 /// [`FormatError`] naming the header's field; also for voxels that are not finite and for truncated data.
 pub fn read_ct(path: &Path) -> Result<CtVolume, FormatError> {
+    let (stream, most_bytes) = open(path)?;
+    decode(path, stream, most_bytes)
+}
+
+/// Whether a file says that it holds a scene's own values instead of HU (see [`write_mu`]).
+///
+/// # Errors
+/// See [`read_ct`].
+pub fn holds_scene_values(path: &Path) -> Result<bool, FormatError> {
+    let (stream, _) = open(path)?;
+    let header = read_header(path, stream)?;
+    Ok(header.descrip.starts_with(write::SCENE_VALUES))
+}
+
+fn open(path: &Path) -> Result<(Box<dyn Read>, u64), FormatError> {
     let io_error = |source| FormatError::io(path, "read", source);
     let mut file = File::open(path).map_err(io_error)?;
     let length = file.metadata().map_err(io_error)?.len();
@@ -67,17 +114,21 @@ pub fn read_ct(path: &Path) -> Result<CtVolume, FormatError> {
     let compressed = file.read(&mut magic).map_err(io_error)? == 2 && magic == [0x1f, 0x8b];
     let file = BufReader::with_capacity(1 << 17, File::open(path).map_err(io_error)?);
     if compressed {
-        decode(path, MultiGzDecoder::new(file), length.saturating_mul(MAX_DEFLATE_RATIO))
+        Ok((Box::new(MultiGzDecoder::new(file)), length.saturating_mul(MAX_DEFLATE_RATIO)))
     } else {
-        decode(path, file, length)
+        Ok((Box::new(file), length))
     }
+}
+
+fn read_header(path: &Path, mut stream: impl Read) -> Result<NiftiHeader, FormatError> {
+    let mut head = [0_u8; HEADER_BYTES];
+    stream.read_exact(&mut head).map_err(|source| short(path, source))?;
+    parse_header(path, &head)
 }
 
 /// Reads header and voxels from a stream that can hold at most `most_bytes`.
 pub(super) fn decode(path: &Path, mut stream: impl Read, most_bytes: u64) -> Result<CtVolume, FormatError> {
-    let mut head = [0_u8; HEADER_BYTES];
-    stream.read_exact(&mut head).map_err(|source| short(path, source))?;
-    let header = parse_header(path, &head)?;
+    let header = read_header(path, &mut stream)?;
     let shape = shape(path, &header)?;
     let kind = Kind::of(path, &header)?;
     let offset = f64::from(header.vox_offset);
@@ -290,7 +341,6 @@ fn read_voxels(
     slope: f64,
     inter: f64,
 ) -> Result<Array3<f32>, FormatError> {
-    const PLANES: usize = 16;
     let plane = ni * nj;
     let mut hu = Array3::<f32>::zeros((ni, nj, nk));
     let mut bytes = vec![0_u8; plane * kind.bytes()];
@@ -325,3 +375,6 @@ fn read_voxels(
     }
     Ok(hu)
 }
+
+#[cfg(test)]
+mod tests;

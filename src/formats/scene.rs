@@ -41,10 +41,11 @@ mod write;
 
 use std::path::{Path, PathBuf};
 
+use glam::DVec3;
 use ndarray::{Array2, Array3, Axis};
 
-use super::{FormatError, MAX_PROJECTION_VALUES, MAX_VOXELS, Scan, npy};
-use crate::geometry::{Detector, ScanGeometry};
+use super::{FormatError, MAX_PROJECTION_VALUES, MAX_VOXELS, Scan, SceneScale, npy};
+use crate::geometry::{Detector, ScanGeometry, VolumeGrid};
 use meta::Meta;
 
 pub use write::write;
@@ -125,6 +126,36 @@ pub fn read(folder: &Path) -> Result<Scene, FormatError> {
     let ground_truth_per_mm = meta.ground_truth.as_deref().map(|path| read_ground_truth(&meta, path)).transpose()?;
     let raw = meta.raw.as_ref().map(|raw| read_raw(&meta, raw)).transpose()?;
     Ok(Scene { scan, test, ground_truth_per_mm, acquisition: meta.acquisition, raw })
+}
+
+/// What a scene's description says, without its views.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// Detector and the poses of the training views.
+    pub geometry: ScanGeometry,
+    /// The scene's own volume grid, in mm.
+    pub grid: VolumeGrid,
+    /// The scene's lengths and values in absolute terms.
+    pub scale: SceneScale,
+    /// See [`Scan::patient_offset_mm`].
+    pub patient_offset_mm: DVec3,
+    /// How the scan was made.
+    pub acquisition: Acquisition,
+}
+
+/// Reads `meta_data.json` alone: no view is opened.
+///
+/// # Errors
+/// See [`read`].
+pub fn read_description(folder: &Path) -> Result<Description, FormatError> {
+    let meta = Meta::read(folder)?;
+    Ok(Description {
+        geometry: meta.train.geometry,
+        grid: meta.grid,
+        scale: meta.scale,
+        patient_offset_mm: meta.patient_offset_mm,
+        acquisition: meta.acquisition,
+    })
 }
 
 /// Reads the training views alone: what a reconstruction needs.
@@ -244,3 +275,6 @@ fn read_raw(meta: &Meta, raw: &meta::RawFiles) -> Result<RawCounts, FormatError>
     };
     Ok(RawCounts { counts, dark: calibration(&raw.dark)?, flat: calibration(&raw.flat)?, gain: raw.gain })
 }
+
+#[cfg(test)]
+mod tests;

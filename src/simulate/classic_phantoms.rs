@@ -15,10 +15,12 @@ pub enum SheppLoganContrast {
     Modified,
 }
 
-/// Kak and Slaney's table 3.1 for the 3D head, in units of the radius: centre, semi-axes, turn about z (degrees), density,
-/// density in the modified version. z is the axis of rotation.
+/// A line of the Shepp-Logan table: centre, semi-axes, turn about z (degrees), density, density in the modified version.
+type SheppLoganLine = ([f64; 3], [f64; 3], f64, f64, f64);
+
+/// Kak and Slaney's table 3.1 for the 3D head, in units of the radius. z is the axis of rotation.
 #[rustfmt::skip]
-const SHEPP_LOGAN: [([f64; 3], [f64; 3], f64, f64, f64); 10] = [
+const SHEPP_LOGAN: [SheppLoganLine; 10] = [
     ([ 0.00,  0.000,  0.000], [0.6900, 0.920, 0.900],   0.0,  2.00,  1.0),
     ([ 0.00,  0.000,  0.000], [0.6624, 0.874, 0.880],   0.0, -0.98, -0.8),
     ([-0.22,  0.000, -0.250], [0.4100, 0.160, 0.210], 108.0, -0.02, -0.2),

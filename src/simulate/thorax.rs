@@ -33,6 +33,22 @@ pub struct Thorax {
     pub lungs: Vec<Ellipsoid>,
 }
 
+/// Name of the file in the scene folder that lists the nodules of [`nodules_json`].
+pub const NODULES_FILE: &str = "phantom.json";
+
+/// The nodules as they stand beside a scan: gantry frame, mm, HU.
+#[must_use]
+pub fn nodules_json(seed: u64, nodules: &[Nodule]) -> serde_json::Value {
+    let entry =
+        |n: &Nodule| serde_json::json!({"centre_mm": n.centre_mm.to_array(), "radius_mm": n.radius_mm, "hu": n.hu});
+    serde_json::json!({
+        "phantom": "thorax",
+        "seed": seed,
+        "lung_hu": LUNG_HU,
+        "nodules": nodules.iter().map(entry).collect::<Vec<_>>(),
+    })
+}
+
 /// Aerated lung.
 pub const LUNG_HU: f64 = -840.0;
 const FAT_HU: f64 = -95.0;
@@ -56,15 +72,21 @@ const SUBSOLID_NODULE_HU: f64 = -450.0;
 pub fn thorax(seed: u64, mu_water_per_mm: f64) -> Thorax {
     let mut builder = Builder::new(seed, mu_water_per_mm);
     builder.body();
-    let lungs = builder.lungs();
+    let mut lungs = builder.lungs();
     builder.vessels(&lungs);
     builder.mediastinum();
     builder.abdomen();
     builder.spine();
     builder.ribs();
     builder.shoulder_girdle();
-    let nodules = builder.nodules(&lungs);
-    let phantom = LayeredPhantom { layers: builder.layers };
+    let mut nodules = builder.nodules(&lungs);
+    let mut phantom = LayeredPhantom { layers: builder.layers };
+    // The middle of the body stands at the isocenter.
+    if let Some((low, high)) = phantom.bounds_mm() {
+        let shift = -0.5 * (low + high);
+        phantom.layers.iter_mut().chain(&mut lungs).for_each(|e| e.centre_mm += shift);
+        nodules.iter_mut().for_each(|n| n.centre_mm += shift);
+    }
     Thorax { phantom, nodules, lungs }
 }
 
@@ -80,7 +102,7 @@ impl Builder {
     fn new(seed: u64, mu_water_per_mm: f64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut factor = || rng.random_range(0.94..1.06);
-        let stretch = DVec3::new(factor(), factor(), factor());
+        let stretch = DVec3::new(factor(), factor(), 0.88 * factor());
         Self { layers: Vec::new(), rng, mu_water_per_mm, stretch }
     }
 
@@ -95,14 +117,15 @@ impl Builder {
 
     /// Paints an ellipsoid given before the body's stretch.
     fn paint(&mut self, centre: [f64; 3], semi_axes: [f64; 3], rotation: DQuat, hu: f64) -> Ellipsoid {
+        // Each semi-axis is stretched as the body is along its direction.
+        let stretched = |axis: DVec3, length: f64| length * (self.stretch * (rotation * axis)).length();
         let ellipsoid = Ellipsoid {
             centre_mm: DVec3::from_array(centre) * self.stretch,
-            // Turned ellipsoids keep their own proportions; aligned ones follow the body.
-            semi_axes_mm: if rotation == DQuat::IDENTITY {
-                DVec3::from_array(semi_axes) * self.stretch
-            } else {
-                DVec3::from_array(semi_axes)
-            },
+            semi_axes_mm: DVec3::new(
+                stretched(DVec3::X, semi_axes[0]),
+                stretched(DVec3::Y, semi_axes[1]),
+                stretched(DVec3::Z, semi_axes[2]),
+            ),
             rotation,
             mu_per_mm: self.mu(hu),
         };
@@ -227,14 +250,14 @@ impl Builder {
     fn abdomen(&mut self) {
         let dome = 8.0 * self.vary(1.0);
         self.aligned([62.0, 2.0, -150.0 + dome], [80.0, 88.0, 72.0], LIVER_HU);
-        self.aligned([-64.0, 4.0, -160.0 + 0.5 * dome], [76.0, 84.0, 70.0], MUSCLE_HU + 5.0);
+        self.aligned([-64.0, 4.0, -158.0 + 0.5 * dome], [76.0, 84.0, 66.0], MUSCLE_HU + 5.0);
         self.aligned([-58.0, 34.0, -140.0], [24.0, 20.0, 18.0], AIR_HU + 30.0);
         self.aligned([-88.0, -44.0, -152.0], [24.0, 30.0, 40.0], BLOOD_HU + 12.0);
     }
 
     fn spine(&mut self) {
         let pitch = 25.0;
-        for level in -7..=6 {
+        for level in -6..=6 {
             let z = pitch * f64::from(level);
             // A gentle kyphosis: furthest back in the middle of the chest.
             let y = -68.0 + 24.0 * (z / 190.0).powi(2);
@@ -306,7 +329,7 @@ impl Builder {
             self.chain(&clavicle, |_| DVec3::Z, (3.6, 3.6), MARROW_HU);
             // Blade of the scapula and head of the humerus.
             let turn = DQuat::from_rotation_z(side * 0.55) * DQuat::from_rotation_y(side * 0.15);
-            self.paint([side * 98.0, -84.0, 72.0], [38.0, 3.6, 58.0], turn, CORTICAL_HU - 350.0);
+            self.paint([side * 94.0, -80.0, 68.0], [36.0, 3.6, 52.0], turn, CORTICAL_HU - 350.0);
             for (shrink, hu) in [(0.0, CORTICAL_HU - 200.0), (3.0, MARROW_HU - 60.0)] {
                 self.aligned([side * 148.0, -14.0, 118.0 + lift], [22.0 - shrink, 22.0 - shrink, 24.0 - shrink], hu);
             }

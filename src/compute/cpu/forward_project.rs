@@ -3,9 +3,11 @@
 //! **Work.** A call of `views` views on an `n^3` grid and an `m x m` detector takes `views * m * n` planes of columns. For each the fast
 //! path blends `n` heights (2 operations each) and resamples `m` rows (9 operations each: height, floor, fraction, index, its
 //! successor, two look-ups, difference, two accumulating), that is `views m n (2 n s + 9 m)` lane operations (`s`: share of heights in
-//! the fan, about 1) on two vector units. **Bytes.** The volume once for each group of views and the projections once:
-//! `4 n^3 views / group + 8 views m^2`; with a group of 8 views, 128^3, 256^2 and 50 views: 0.7e9 operations of 16 lanes
-//! against 84 MB, so that the operations are the floor by a factor of about ten. `benches/projector.rs` measures both.
+//! the fan, about 1) on two vector units. **Bytes.** The projections once and the volume once for each group of views and columns:
+//! at least `4 n^3 views / group + 4 views m^2`; with groups of 5 views, 128^3, 256^2 and 50 views: 0.26e9 operations of 16 lanes
+//! (0.035 s on one core of 3.75 GHz) against 0.1 GB. Measured is about 2.5 to 3 times the operations' time at 128^3, where waiting for
+//! the blended column is the larger part of the rest, and 5 times at 256^3, where it is the volume's way out of the third-level cache.
+//! `benches/projector.rs` measures both.
 //!
 //! **Order.** A task owns a block of columns of a few views, so that each result is summed by one thread in the order of planes. It goes
 //! through the volume in blocks of planes that stay in the second-level cache while all its views pass over them.
@@ -23,14 +25,14 @@ use super::rays;
 use super::scratch::{Need, Scratch};
 use super::simd::SimdLevel;
 use crate::geometry::{ScanGeometry, VolumeGrid};
-use by_columns::{ROW_BLOCK, Shared, Workspace, add_planes};
+use by_columns::{ROW_BLOCK, Shared, Workspace, add_planes, prefetch};
 
 /// Views and columns of the largest task; sums of such a task fill half a second-level cache of 1 to 2 MiB.
 const TASK_VIEWS: usize = 8;
 const TASK_COLUMNS: usize = 128;
 const TASK_FLOATS: usize = 192 * 1024;
 /// Floats of the volume in a block of planes.
-const BLOCK_FLOATS: usize = 128 * 1024;
+const BLOCK_FLOATS: usize = 64 * 1024;
 
 /// Floats a [`Column`] takes in the scratch.
 const COLUMN_FLOATS: usize = size_of::<Column>() / size_of::<f32>();
@@ -181,6 +183,7 @@ impl Task {
             for start in (0..planes).step_by(block) {
                 for (path, sums) in paths.iter().zip(sums.chunks_exact_mut(padded)) {
                     if path.axis == axis {
+                        prefetch(shared, path, start + block..start + 2 * block);
                         add_planes(simd, shared, &mut work, path, start..start + block, sums);
                     }
                 }

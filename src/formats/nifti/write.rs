@@ -3,14 +3,19 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use glam::{DAffine3, DMat3, DQuat, DVec3};
-use ndarray::{ArrayView3, Axis};
+use ndarray::{ArrayView3, Axis, Slice};
 
 use super::super::{FormatError, SceneScale, write_whole};
-use super::HEADER_BYTES;
+use super::gzip::ParallelGzip;
+use super::{HEADER_BYTES, PLANES};
 use crate::geometry::VolumeGrid;
+
+/// Description in the header of a volume in HU, or of unstated content.
+const PLAIN: &[u8] = b"diffnr";
+
+/// Description in the header of a volume in a scene's own values.
+pub(super) const SCENE_VALUES: &[u8] = b"diffnr: scene values, not HU";
 
 /// How voxels are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,8 +47,21 @@ pub fn write_mu(
     patient_offset_mm: DVec3,
     storage: Storage,
 ) -> Result<(), FormatError> {
-    let values = if scale.is_absolute { scale.volume_hu(mu_per_mm) } else { scale.volume_values(mu_per_mm) };
-    write_volume(path, values.view(), grid, patient_offset_mm, storage)
+    check_shape(path, mu_per_mm, grid)?;
+    let affine = grid_to_world_mm(grid, patient_offset_mm);
+    if scale.is_absolute {
+        write_described(path, scale.volume_hu(mu_per_mm).view(), &affine, storage, PLAIN)
+    } else {
+        write_described(path, scale.volume_values(mu_per_mm).view(), &affine, storage, SCENE_VALUES)
+    }
+}
+
+fn check_shape(path: &Path, values: ArrayView3<'_, f32>, grid: &VolumeGrid) -> Result<(), FormatError> {
+    if values.shape() == grid.voxels {
+        return Ok(());
+    }
+    let found = format!("{:?}", values.shape());
+    Err(FormatError::field(path, "volume's shape", found, format!("must be {:?}, the grid's", grid.voxels)))
 }
 
 /// Writes values `[x][y][z]` on a grid of the gantry frame.
@@ -57,14 +75,7 @@ pub fn write_volume(
     patient_offset_mm: DVec3,
     storage: Storage,
 ) -> Result<(), FormatError> {
-    if values.shape() != grid.voxels {
-        return Err(FormatError::field(
-            path,
-            "volume's shape",
-            format!("{:?}", values.shape()),
-            format!("must be {:?}, the grid's", grid.voxels),
-        ));
-    }
+    check_shape(path, values, grid)?;
     write(path, values, &grid_to_world_mm(grid, patient_offset_mm), storage)
 }
 
@@ -79,19 +90,28 @@ pub fn write(
     voxel_to_world_mm: &DAffine3,
     storage: Storage,
 ) -> Result<(), FormatError> {
+    write_described(path, values, voxel_to_world_mm, storage, PLAIN)
+}
+
+fn write_described(
+    path: &Path,
+    values: ArrayView3<'_, f32>,
+    voxel_to_world_mm: &DAffine3,
+    storage: Storage,
+    description: &[u8],
+) -> Result<(), FormatError> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_ascii_lowercase();
     let compressed = name.ends_with(".nii.gz");
     if !compressed && !name.ends_with(".nii") {
         return Err(FormatError::damaged(path, "the name is not that of a NIfTI file", "end it in .nii or .nii.gz"));
     }
-    let head = header(path, values.shape(), voxel_to_world_mm, storage)?;
+    let head = header(path, values.shape(), voxel_to_world_mm, storage, description)?;
     write_whole(path, |writer| {
         if compressed {
-            // Float voxels hardly compress: the fastest level costs a few per cent of size and saves most of the time.
-            let mut encoder = GzEncoder::new(writer, Compression::fast());
-            encoder.write_all(&head)?;
-            write_voxels(&mut encoder, values, storage)?;
-            encoder.finish().map(|_| ())
+            let mut packed = ParallelGzip::new(writer)?;
+            packed.write_all(&head)?;
+            write_voxels(&mut packed, values, storage)?;
+            packed.finish().map(|_| ())
         } else {
             writer.write_all(&head)?;
             write_voxels(writer, values, storage)
@@ -100,7 +120,13 @@ pub fn write(
 }
 
 /// The header's 348 bytes and the four that say "no extension".
-fn header(path: &Path, shape: &[usize], affine: &DAffine3, storage: Storage) -> Result<Vec<u8>, FormatError> {
+fn header(
+    path: &Path,
+    shape: &[usize],
+    affine: &DAffine3,
+    storage: Storage,
+    description: &[u8],
+) -> Result<Vec<u8>, FormatError> {
     let mut head = vec![0_u8; HEADER_BYTES + 4];
     let mut put = |at: usize, bytes: &[u8]| head[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &348_i32.to_le_bytes());
@@ -135,7 +161,7 @@ fn header(path: &Path, shape: &[usize], affine: &DAffine3, storage: Storage) -> 
     put(108, &f32_at(352.0)); // vox_offset
     put(112, &f32_at(1.0)); // scl_slope
     put(123, &[2]); // xyzt_units: mm
-    put(148, b"diffnr");
+    put(148, description);
     if orthogonal {
         let q = DQuat::from_mat3(&rotation);
         let q = if q.w < 0.0 { -q } else { q };
@@ -155,18 +181,24 @@ fn header(path: &Path, shape: &[usize], affine: &DAffine3, storage: Storage) -> 
     Ok(head)
 }
 
-/// Writes planes of constant k, i fastest.
+/// Writes planes of constant k, i fastest; sixteen planes are turned at a time, as in reading.
 fn write_voxels(writer: &mut impl Write, values: ArrayView3<'_, f32>, storage: Storage) -> io::Result<()> {
+    let (ni, nj, nk) = values.dim();
+    let plane = ni * nj;
+    let mut block = vec![0.0_f32; plane * PLANES.min(nk)];
     let mut bytes = Vec::new();
-    for plane in values.axis_iter(Axis(2)) {
+    for k0 in (0..nk).step_by(PLANES) {
+        let planes = PLANES.min(nk - k0);
+        let slab = values.slice_axis(Axis(2), Slice::from(k0..k0 + planes));
+        for ((i, j, k), &value) in slab.indexed_iter() {
+            block[k * plane + j * ni + i] = value;
+        }
+        let block = &block[..planes * plane];
         bytes.clear();
-        // The transposed plane iterates j slow, i fast.
-        for &value in plane.t() {
-            match storage {
-                Storage::Float32 => bytes.extend_from_slice(&value.to_le_bytes()),
-                Storage::Int16 => bytes.extend_from_slice(&(value.round() as i16).to_le_bytes()),
-                Storage::Uint8 => bytes.push(value.round() as u8),
-            }
+        match storage {
+            Storage::Float32 => bytes.extend(block.iter().flat_map(|value| value.to_le_bytes())),
+            Storage::Int16 => bytes.extend(block.iter().flat_map(|value| (value.round() as i16).to_le_bytes())),
+            Storage::Uint8 => bytes.extend(block.iter().map(|value| value.round() as u8)),
         }
         writer.write_all(&bytes)?;
     }

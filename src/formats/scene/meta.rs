@@ -1,8 +1,6 @@
 //! `meta_data.json`: from JSON to checked numbers.
 
 use std::f64::consts::TAU;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use glam::DVec3;
@@ -63,20 +61,14 @@ pub(super) struct Meta {
 impl Meta {
     pub(super) fn read(folder: &Path) -> Result<Self, FormatError> {
         let path = folder.join(META_FILE);
-        let io = |source| FormatError::io(&path, "read", source);
-        let file = File::open(&path).map_err(io)?;
-        let mut text = Vec::new();
-        file.take(MAX_META_BYTES + 1).read_to_end(&mut text).map_err(io)?;
-        if text.len() as u64 > MAX_META_BYTES {
-            return Err(FormatError::damaged(&path, "longer than 64 MiB", "no description of a scan is that long"));
-        }
+        let text = super::super::read_text(&path, MAX_META_BYTES)?;
         Self::parse(folder, &text)
     }
 
     /// Parses the description's text; touches no other file.
-    pub(super) fn parse(folder: &Path, text: &[u8]) -> Result<Self, FormatError> {
+    pub(super) fn parse(folder: &Path, text: &str) -> Result<Self, FormatError> {
         let path = folder.join(META_FILE);
-        let root: Value = serde_json::from_slice(text).map_err(|error| {
+        let root: Value = serde_json::from_str(text).map_err(|error| {
             FormatError::damaged(
                 &path,
                 format!("not valid JSON: {error}"),
@@ -101,7 +93,7 @@ impl Meta {
                 None => orbit.at_angles(&angles),
             };
             if required || !files.is_empty() {
-                geometry.check().map_err(|source| FormatError::Geometry { path: path.clone(), source })?;
+                geometry.check().map_err(|reason| FormatError::Geometry { path: path.clone(), reason })?;
             }
             Ok(ViewList { files, geometry })
         };
@@ -238,7 +230,7 @@ fn read_grid(scanner: &Node<'_>, unit_mm: f64) -> Result<VolumeGrid, FormatError
     let size = DVec3::from_array(scanner.get("sVoxel")?.sizes::<3>()?) * unit_mm;
     let centre = scanner.find("offOrigin")?.map_or(Ok([0.0; 3]), |node| node.numbers::<3>())?;
     let grid = VolumeGrid::over_box(voxels, size, DVec3::from_array(centre) * unit_mm);
-    grid.check().map_err(|source| FormatError::Geometry { path: scanner.path.to_path_buf(), source })?;
+    grid.check().map_err(|reason| FormatError::Geometry { path: scanner.path.to_path_buf(), reason })?;
     Ok(grid)
 }
 

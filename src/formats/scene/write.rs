@@ -7,7 +7,7 @@ use std::path::Path;
 use ndarray::{ArrayView3, Axis};
 use serde_json::{Map, Value, json};
 
-use super::super::{FormatError, npy, write_whole};
+use super::super::{FormatError, SceneScale, npy, write_whole};
 use super::{META_FILE, Scene, orbit};
 use crate::geometry::{ScanGeometry, ViewPose};
 
@@ -105,7 +105,7 @@ pub fn write(folder: &Path, scene: &Scene) -> Result<(), FormatError> {
 /// Refuses scenes whose parts do not fit each other.
 fn check(path: &Path, scene: &Scene) -> Result<(), FormatError> {
     let scan = &scene.scan;
-    let geometry_error = |source| FormatError::Geometry { path: path.to_path_buf(), source };
+    let geometry_error = |reason| FormatError::Geometry { path: path.to_path_buf(), reason };
     scan.geometry.check().map_err(geometry_error)?;
     scan.grid.check().map_err(geometry_error)?;
     let detector = scan.geometry.detector;
@@ -159,10 +159,16 @@ fn own_keys(scene: &Scene) -> Map<String, Value> {
     let (scan, acquisition) = (&scene.scan, &scene.acquisition);
     let mut own = Map::new();
     own.insert("version".into(), json!(1));
-    if scan.scale.is_absolute {
-        own.insert("unit_mm".into(), json!(scan.scale.unit_mm));
-        own.insert("mu_per_value_per_mm".into(), json!(scan.scale.mu_per_value_per_mm));
-        own.insert("mu_water_per_mm".into(), json!(scan.scale.mu_water_per_mm));
+    // A scene that stated one of the two keeps that one, and does not become absolute by being written.
+    let unstated = SceneScale::unstated();
+    for (key, value, default) in [
+        ("unit_mm", scan.scale.unit_mm, unstated.unit_mm),
+        ("mu_per_value_per_mm", scan.scale.mu_per_value_per_mm, unstated.mu_per_value_per_mm),
+        ("mu_water_per_mm", scan.scale.mu_water_per_mm, unstated.mu_water_per_mm),
+    ] {
+        if scan.scale.is_absolute || value != default {
+            own.insert(key.into(), json!(value));
+        }
     }
     own.insert("patient_offset_mm".into(), json!(scan.patient_offset_mm.to_array()));
     let known = [("photons", acquisition.photons), ("electronic_noise_sigma", acquisition.electronic_noise_sigma)];

@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use super::super::joseph::Column;
+use super::super::joseph::{Column, whole};
 #[cfg(target_arch = "x86_64")]
 use super::super::lanes::{Avx2, Avx512, Lanes};
 use super::super::simd::SimdLevel;
@@ -38,14 +38,14 @@ pub(in super::super) struct Tile<'a> {
 pub(super) struct Workspace<'a> {
     /// Heights of the tile over `centre`.
     numbers: &'a mut [f32],
-    /// One column of heights with one more on each side.
+    /// One column of heights with two more on each side.
     heights: &'a mut [f32],
     centre: f64,
 }
 
 /// Floats of scratch that [`Workspace::new`] takes.
 pub(super) fn workspace_floats(stride: usize) -> usize {
-    2 * stride + 2
+    2 * stride + 4
 }
 
 impl<'a> Workspace<'a> {
@@ -56,11 +56,13 @@ impl<'a> Workspace<'a> {
         for (index, number) in numbers.iter_mut().enumerate() {
             *number = ((tile.heights.start + index) as f64 - centre) as f32;
         }
-        Self { numbers, heights: &mut rest[..tile.stride + 2], centre }
+        Self { numbers, heights: &mut rest[..tile.stride + 4], centre }
     }
 }
 
-/// One plane that a column crosses.
+/// One plane that a column crosses. All is laid out for several planes before the loops over heights start, whose ends the processor
+/// mispredicts: what follows a loop must not wait for long chains of arithmetic.
+#[derive(Clone, Copy)]
 struct Step {
     /// Offset in the tile of the z-column below the path; the one above follows.
     lower: usize,
@@ -69,10 +71,20 @@ struct Step {
     /// Height of risen row 0 and the rise per row.
     z: f64,
     slope: f64,
+    /// Rows from one height to the next.
+    per_height: f64,
     /// Heights of the tile within reach of the rows, counted from the tile's first.
     begin: usize,
     end: usize,
 }
+
+impl Step {
+    const NONE: Self =
+        Self { lower: 0, weight_lower: 0.0, weight_upper: 0.0, z: 0.0, slope: 0.0, per_height: 0.0, begin: 0, end: 0 };
+}
+
+/// Steps laid out at a time.
+const STEPS: usize = 16;
 
 /// Adds a column of rows (`GUARD` readable floats around it, at least `GAP` zeros on each side) to the planes of the tile.
 ///
@@ -90,7 +102,7 @@ pub(super) fn add_column(
     assert!(
         tile.sums.len() >= tile.planes.len() * (tile.others + 2) * tile.stride && work.numbers.len() >= tile.stride
     );
-    assert!(tile.stride % HEIGHT_BLOCK == 0 && tile.stride >= tile.heights.len());
+    assert!(tile.stride.is_multiple_of(HEIGHT_BLOCK) && tile.stride >= tile.heights.len());
     match simd {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the carrier refuses levels that the processor lacks; buffers are checked above.
@@ -99,9 +111,10 @@ pub(super) fn add_column(
         // SAFETY: as above.
         SimdLevel::Avx2 => unsafe { add_column_avx2(tile, work, column, all, start, rows) },
         _ => {
-            for k in crossed(tile, column) {
-                if let Some(step) = step(tile, column, rows, k) {
-                    add_plain(tile, work, &step, &all[start..start + rows]);
+            let (planes, mut laid_out) = (crossed(tile, column), [Step::NONE; STEPS]);
+            for first in planes.clone().step_by(STEPS) {
+                for step in lay_out(tile, column, rows, first..planes.end.min(first + STEPS), &mut laid_out) {
+                    add_plain(tile, work, step, &all[start..start + rows]);
                 }
             }
         }
@@ -113,32 +126,41 @@ fn crossed(tile: &Tile<'_>, column: &Column) -> Range<usize> {
     tile.planes.start.max(column.first as usize)..tile.planes.end.min(column.last as usize)
 }
 
-/// How `column` crosses plane `k`; `None` where it does not reach the tile there.
+/// How `column` crosses each of up to [`STEPS`] planes; planes in which it does not reach the tile are left out.
 #[inline(always)]
-fn step(tile: &Tile<'_>, column: &Column, rows: usize, k: usize) -> Option<Step> {
-    let kf = k as f64;
-    let other = column.other + kf * column.other_step;
-    let (z, slope) = (column.z + kf * column.z_step, column.slope + kf * column.slope_step);
-    let low = tile.heights.start as f64;
-    // Conversions saturate, NaN becomes 0: no position can leave the ranges tested here.
-    let begin = (z - 1.0 - low).max(0.0) as usize;
-    let end = tile.heights.len().min(((z + (rows - 1) as f64 * slope + 2.0 - low).max(0.0)) as usize);
-    if !(other > -1.0 && other < tile.others as f64) || begin >= end {
-        return None;
+fn lay_out<'s>(
+    tile: &Tile<'_>,
+    column: &Column,
+    rows: usize,
+    planes: Range<usize>,
+    steps: &'s mut [Step; STEPS],
+) -> &'s [Step] {
+    let (low, heights, others) = (tile.heights.start as f64, tile.heights.len() as f64, tile.others as f64);
+    let last_row = (rows - 1) as f64;
+    let mut count = 0;
+    for k in planes {
+        let kf = k as f64;
+        let other = column.other + kf * column.other_step;
+        let (z, slope) = (column.z + kf * column.z_step, column.slope + kf * column.slope_step);
+        let below = whole(other, -1.0, others - 1.0);
+        let fraction = (other - f64::from(below)) as f32;
+        // The tile's columns start one beyond the face.
+        let lower = (k - tile.planes.start) * (tile.others + 2) + (below + 1) as usize;
+        let begin = whole(z - 1.0 - low, 0.0, heights) as usize;
+        let end = whole(z + last_row * slope + 2.0 - low, 0.0, heights) as usize;
+        steps[count] = Step {
+            lower: lower * tile.stride,
+            weight_lower: 1.0 - fraction,
+            weight_upper: fraction,
+            z,
+            slope,
+            per_height: 1.0 / slope,
+            begin,
+            end,
+        };
+        count += usize::from(other > -1.0 && other < others && begin < end);
     }
-    let floor = other.floor();
-    let fraction = (other - floor) as f32;
-    // The tile's columns start one beyond the face.
-    let lower = (k - tile.planes.start) * (tile.others + 2) + (floor as isize + 1) as usize;
-    Some(Step {
-        lower: lower * tile.stride,
-        weight_lower: 1.0 - fraction,
-        weight_upper: fraction,
-        z,
-        slope,
-        begin,
-        end,
-    })
+    &steps[..count]
 }
 
 /// Plain, and for slopes that the registers' way does not cover: the forward projector's loop, reading and writing exchanged.
@@ -146,28 +168,28 @@ fn step(tile: &Tile<'_>, column: &Column, rows: usize, k: usize) -> Option<Step>
 fn add_plain(tile: &mut Tile<'_>, work: &mut Workspace<'_>, step: &Step, rows: &[f32]) {
     let low = tile.heights.start as f64;
     let count = tile.heights.len();
-    let heights = &mut work.heights[..count + 2];
-    // heights[i] stands for the tile's height i - 1.
-    heights[step.begin..step.end + 2].fill(0.0);
+    // heights[i] stands for the tile's height i - 2; what falls beside the tile is never read.
+    let heights = &mut work.heights[..count + 4];
+    heights[step.begin..step.end + 4].fill(0.0);
     let first = (((low - 1.0 - step.z) / step.slope).max(0.0)) as usize;
     let last = rows.len().min((((low + count as f64 - step.z) / step.slope).max(0.0) as usize).saturating_add(1));
     let (z, slope) = ((step.z - work.centre) as f32, step.slope as f32);
-    let shift = (work.centre - low) as f32 + 1.0;
+    let shift = (work.centre - low) as f32 + 2.0;
     for (row, value) in rows.iter().enumerate().take(last).skip(first) {
         let height = z + slope * row as f32;
+        // Truncation is floor but for rows that end below heights[0], which may go to it: it stands beside the tile.
         let whole = (height + shift) as i32;
         let fraction = height - (whole as f32 - shift);
         let whole = whole as usize;
-        // Rows that stick out (by rounding, or with slopes over one voxel) have no height here; their weight is zero.
-        if whole >= step.begin && whole <= step.end && fraction > -0.001 {
+        if whole >= step.begin && whole < step.end + 2 {
             heights[whole] += (1.0 - fraction) * value;
             heights[whole + 1] += fraction * value;
         }
     }
     let (lower, upper) = tile.sums[step.lower..].split_at_mut(tile.stride);
     for i in step.begin..step.end {
-        lower[i] += step.weight_lower * heights[i + 1];
-        upper[i] += step.weight_upper * heights[i + 1];
+        lower[i] += step.weight_lower * heights[i + 2];
+        upper[i] += step.weight_upper * heights[i + 2];
     }
 }
 
@@ -214,35 +236,38 @@ unsafe fn add_column_wide<L: Lanes>(
     start: usize,
     rows: usize,
 ) {
-    for k in crossed(tile, column) {
-        let Some(step) = step(tile, column, rows, k) else { continue };
-        let per_height = 1.0 / step.slope;
-        let taps = (2.0 * per_height).ceil();
-        // The first rows of a group of g heights must lie within two registers.
-        let spans = |group: usize| (group - 1) as f64 * per_height + 2.0 * SLACK <= (2 * L::N - 1) as f64;
-        // SAFETY: the caller's.
-        unsafe {
-            if taps > (GAP - 1) as f64 || !spans(L::N / 4) {
-                add_plain(tile, work, &step, &all[start..start + rows]);
-                continue;
-            }
-            let rows_at = all.as_ptr().add(start);
-            if spans(L::N) {
-                match taps as usize {
-                    2 => gather::<L, 1, 2>(tile, work, &step, per_height, rows_at, rows, 2),
-                    3 => gather::<L, 1, 3>(tile, work, &step, per_height, rows_at, rows, 3),
-                    4 => gather::<L, 1, 4>(tile, work, &step, per_height, rows_at, rows, 4),
-                    5 => gather::<L, 1, 5>(tile, work, &step, per_height, rows_at, rows, 5),
-                    taps => gather::<L, 1, 0>(tile, work, &step, per_height, rows_at, rows, taps),
+    // The first rows of a group of g heights must lie within two registers.
+    let most = |group: usize| ((2 * L::N - 1) as f64 - 2.0 * SLACK) / (group - 1) as f64;
+    let (one, two, four) = (most(L::N), most(L::N / 2), most(L::N / 4));
+    let rows_at = all[start..].as_ptr();
+    let (planes, mut laid_out) = (crossed(tile, column), [Step::NONE; STEPS]);
+    for first in planes.clone().step_by(STEPS) {
+        for step in lay_out(tile, column, rows, first..planes.end.min(first + STEPS), &mut laid_out) {
+            let per_height = step.per_height;
+            // SAFETY: the caller's; `per_height` is bounded before `taps` is used.
+            unsafe {
+                if per_height > four || per_height > 0.5 * (GAP - 1) as f64 {
+                    add_plain(tile, work, step, &all[start..start + rows]);
+                    continue;
                 }
-            } else if spans(L::N / 2) {
-                match taps as usize {
-                    4 => gather::<L, 2, 4>(tile, work, &step, per_height, rows_at, rows, 4),
-                    5 => gather::<L, 2, 5>(tile, work, &step, per_height, rows_at, rows, 5),
-                    taps => gather::<L, 2, 0>(tile, work, &step, per_height, rows_at, rows, taps),
+                let taps = whole(-2.0 * per_height, -(GAP as f64), -1.0).unsigned_abs() as usize;
+                if per_height <= one {
+                    match taps {
+                        2 => gather::<L, 1, 2>(tile, work, step, rows_at, rows, 2),
+                        3 => gather::<L, 1, 3>(tile, work, step, rows_at, rows, 3),
+                        4 => gather::<L, 1, 4>(tile, work, step, rows_at, rows, 4),
+                        5 => gather::<L, 1, 5>(tile, work, step, rows_at, rows, 5),
+                        taps => gather::<L, 1, 0>(tile, work, step, rows_at, rows, taps),
+                    }
+                } else if per_height <= two {
+                    match taps {
+                        4 => gather::<L, 2, 4>(tile, work, step, rows_at, rows, 4),
+                        5 => gather::<L, 2, 5>(tile, work, step, rows_at, rows, 5),
+                        taps => gather::<L, 2, 0>(tile, work, step, rows_at, rows, taps),
+                    }
+                } else {
+                    gather::<L, 4, 0>(tile, work, step, rows_at, rows, taps);
                 }
-            } else {
-                gather::<L, 4, 0>(tile, work, &step, per_height, rows_at, rows, taps as usize);
             }
         }
     }
@@ -255,18 +280,17 @@ unsafe fn add_column_wide<L: Lanes>(
 /// As [`add_column_wide`]; `taps <= GAP - 1`; `rows_at` has `GAP` zeros on each side and `GUARD` readable floats.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 unsafe fn gather<L: Lanes, const GROUPS: usize, const TAPS: usize>(
     tile: &mut Tile<'_>,
     work: &Workspace<'_>,
     step: &Step,
-    per_height: f64,
     rows_at: *const f32,
     rows: usize,
     taps: usize,
 ) {
     const ONE: f64 = (1u64 << 32) as f64;
     let taps = if TAPS == 0 { taps } else { TAPS };
+    let per_height = step.per_height;
     // Heights beyond the rows' reach look among the zeros around the column.
     let (lowest, highest) = (-(taps as i64 + 1), rows as i64 - 1);
     let first = step.begin / L::N * L::N;
@@ -274,8 +298,14 @@ unsafe fn gather<L: Lanes, const GROUPS: usize, const TAPS: usize>(
     let position_of = |height: f64| (height - 1.0 - step.z) * per_height;
     let start = position_of((tile.heights.start + first) as f64);
     // Fixed point 32.32, a little low: integer work leaves the vector units alone. Far beyond the ends it is cut off.
-    let mut position = ((start - SLACK).clamp(-1e6, 1e6) * ONE) as i64;
-    let group_rise = (per_height * (L::N / GROUPS) as f64 * ONE) as i64;
+    // SAFETY: the position is cut to 20 bits and `per_height` is below `GAP`: both products are within 63 bits.
+    let (mut position, group_rise) = unsafe {
+        // Not `clamp`, which lets NaN through.
+        #[allow(clippy::manual_clamp)]
+        let kept = (start - SLACK).max(-1e6).min(1e6);
+        let rise = per_height * (L::N / GROUPS) as f64;
+        ((kept * ONE).to_int_unchecked::<i64>(), (rise * ONE).to_int_unchecked::<i64>())
+    };
     // SAFETY: heights up to the next multiple of N lie within the tile's stride; positions are cut to [lowest, highest], from where
     // 2 N + taps floats are readable.
     unsafe {
@@ -319,7 +349,7 @@ unsafe fn gather<L: Lanes, const GROUPS: usize, const TAPS: usize>(
             let above = below.add(tile.stride);
             L::store(below, L::fma(lower, sum, L::load(below)));
             L::store(above, L::fma(upper, sum, L::load(above)));
-            position += L::N as i64 / (L::N / GROUPS) as i64 * group_rise;
+            position += GROUPS as i64 * group_rise;
             height += L::N;
         }
     }

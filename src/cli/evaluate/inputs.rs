@@ -1,0 +1,211 @@
+//! What is compared: two volumes on one grid and the region that counts.
+
+use std::path::Path;
+
+use glam::{DAffine3, DVec3};
+use ndarray::{Array3, ArrayView3, Zip};
+
+use super::{Arguments, Hung, parse_window};
+use crate::cli::Failure;
+use crate::error::exit;
+use crate::formats::nifti::{self, CtVolume, grid_to_world_mm};
+use crate::formats::picture::Window;
+use crate::formats::{FormatError, npy, scene};
+use crate::geometry::coverage::Coverage;
+
+/// Two volumes on one grid.
+pub(super) struct Pair {
+    pub out: Array3<f32>,
+    pub reference: Array3<f32>,
+    /// Voxels that count; all where there is none.
+    pub region: Option<Array3<bool>>,
+    pub window: Window,
+    /// Voxel edges, where the files tell them.
+    pub spacing_mm: Option<[f64; 3]>,
+    pub voxel_to_world_mm: Option<DAffine3>,
+    pub resampled: bool,
+    /// The field of view in words.
+    pub covered: Option<String>,
+}
+
+impl Pair {
+    /// A volume on the pair's grid as a picture hangs it.
+    pub(super) fn hung<'a>(&self, volume: ArrayView3<'a, f32>) -> Hung<'a> {
+        match &self.voxel_to_world_mm {
+            Some(affine) => nifti::canonical(volume, affine),
+            None => (volume, self.spacing_mm.unwrap_or([1.0; 3])),
+        }
+    }
+}
+
+/// A volume from disk; an `.npy` has no place in the world.
+struct Volume {
+    values: Array3<f32>,
+    voxel_to_world_mm: Option<DAffine3>,
+    is_hu: bool,
+}
+
+fn input(error: FormatError) -> Failure {
+    Failure::new(exit::INPUT, &error)
+}
+
+fn refuse(message: String) -> Failure {
+    Failure { message, code: exit::INPUT }
+}
+
+fn read(path: &Path) -> Result<Volume, Failure> {
+    let name = path.to_string_lossy();
+    if name.ends_with(".npy") {
+        let values = npy::read_volume(path).map_err(input)?;
+        if let Some((at, value)) = values.indexed_iter().find(|(_, value)| !value.is_finite()) {
+            return Err(refuse(format!("{name}: voxel {at:?} = {value}: must be finite")));
+        }
+        return Ok(Volume { values, voxel_to_world_mm: None, is_hu: false });
+    }
+    if name.ends_with(".nii") || name.ends_with(".nii.gz") {
+        let CtVolume { hu, voxel_to_world_mm } = nifti::read_ct(path).map_err(input)?;
+        let is_hu = !nifti::holds_scene_values(path).map_err(input)?;
+        return Ok(Volume { values: hu, voxel_to_world_mm: Some(voxel_to_world_mm), is_hu });
+    }
+    Err(refuse(format!("{name}: not a volume by its name; give a .nii, .nii.gz or .npy")))
+}
+
+/// Reads everything the arguments name and brings it onto OUT's grid.
+pub(super) fn load(arguments: &Arguments) -> Result<Pair, Failure> {
+    let mut out = read(&arguments.out)?;
+    let mut reference = read(&arguments.reference)?;
+    let names = || format!("{} and {}", arguments.out.display(), arguments.reference.display());
+    if !arguments.dice && out.is_hu != reference.is_hu {
+        return Err(refuse(format!(
+            "{}: one is in HU, the other in a scene's own values (.npy, or a scan without an absolute scale); compare like with like",
+            names()
+        )));
+    }
+    let scan = arguments.fov.as_deref().map(scene::read_description).transpose().map_err(input)?;
+    if let Some(scan) = &scan {
+        // An .npy of the scan's own shape stands on the scan's own grid.
+        let place = grid_to_world_mm(&scan.grid, scan.patient_offset_mm);
+        for volume in [&mut out, &mut reference] {
+            if volume.voxel_to_world_mm.is_none() && volume.values.shape() == scan.grid.voxels {
+                volume.voxel_to_world_mm = Some(place);
+            }
+        }
+    }
+
+    let mut region: Option<Array3<bool>> = None;
+    let mut resampled = false;
+    let difference = grids_differ(&out, &reference);
+    let values = match difference {
+        None => reference.values,
+        Some(why) if !arguments.resample => {
+            return Err(refuse(format!(
+                "{}: the grids differ: {why}; nothing is resampled in silence: give --resample to average {} onto the grid of {}",
+                names(),
+                arguments.reference.display(),
+                arguments.out.display()
+            )));
+        }
+        Some(why) => {
+            let (Some(place), Some(voxel_to_world_mm)) = (out.voxel_to_world_mm, reference.voxel_to_world_mm) else {
+                return Err(refuse(format!("{}: {why}; an .npy has no place in the world to resample by", names())));
+            };
+            let (nx, ny, nz) = out.values.dim();
+            let fine = CtVolume { hu: reference.values, voxel_to_world_mm };
+            let (mut values, inside) = fine.averaged_onto(&place, [nx, ny, nz]);
+            // Voxels beyond the reference do not count, but SSIM's windows beside them see them: there the volume stands
+            // against itself.
+            let beyond = Zip::from(&mut values).and(&out.values).and(&inside);
+            beyond.for_each(|value, &own, &inside| *value = if inside { *value } else { own });
+            region = Some(inside);
+            resampled = true;
+            values
+        }
+    };
+
+    if let Some(path) = &arguments.mask {
+        let mask = read(path)?;
+        let mask_shape = mask.values.shape().to_vec();
+        if let Some(why) = grids_differ(&out, &mask) {
+            return Err(refuse(format!(
+                "{} {mask_shape:?} is not on the grid of {}: {why}",
+                path.display(),
+                arguments.out.display()
+            )));
+        }
+        narrow(&mut region, mask.values.mapv(|value| value != 0.0));
+    }
+    let mut covered = None;
+    if let Some(scan) = &scan {
+        let Some(place) = out.voxel_to_world_mm else {
+            return Err(refuse(format!(
+                "{}: shape {:?} is not that of the scan's grid {:?}, so its place in the field of view is not known",
+                arguments.out.display(),
+                out.values.shape(),
+                scan.grid.voxels
+            )));
+        };
+        let coverage =
+            Coverage::analyse(&scan.geometry, &scan.grid).map_err(|error| Failure::new(exit::GEOMETRY, &error))?;
+        let fov = coverage.field_of_view;
+        let inside = Array3::from_shape_fn(out.values.raw_dim(), |(x, y, z)| {
+            let world = place.transform_point3(DVec3::new(x as f64, y as f64, z as f64));
+            fov.contains(world - scan.patient_offset_mm)
+        });
+        narrow(&mut region, inside);
+        covered = Some(format!("field of view of radius {:.1} mm", fov.radius_mm));
+    }
+    Ok(Pair {
+        window: window(arguments, out.is_hu)?,
+        spacing_mm: out.voxel_to_world_mm.map(spacing_mm),
+        voxel_to_world_mm: out.voxel_to_world_mm,
+        out: out.values,
+        reference: values,
+        region,
+        resampled,
+        covered,
+    })
+}
+
+fn window(arguments: &Arguments, is_hu: bool) -> Result<Window, Failure> {
+    match (&arguments.window_hu, is_hu) {
+        (Some(text), true) => parse_window(text),
+        (None, true) => Ok(Window::WIDE),
+        (None, false) => Ok(Window { low: 0.0, high: 1.0, unit: "" }),
+        (Some(_), false) if arguments.dice => Ok(Window::WIDE),
+        (Some(text), false) => Err(Failure {
+            message: format!("--window-hu {text}: {} is not in HU; its window is 0:1", arguments.out.display()),
+            code: exit::USAGE,
+        }),
+    }
+}
+
+fn narrow(region: &mut Option<Array3<bool>>, by: Array3<bool>) {
+    match region {
+        None => *region = Some(by),
+        Some(region) => Zip::from(region).and(&by).for_each(|inside, &also| *inside &= also),
+    }
+}
+
+fn spacing_mm(affine: DAffine3) -> [f64; 3] {
+    [affine.matrix3.x_axis, affine.matrix3.y_axis, affine.matrix3.z_axis].map(DVec3::length)
+}
+
+/// How two grids differ, in words; `None` where they are the same: equal shapes, and every corner within a hundredth of a voxel
+/// (headers hold float32).
+fn grids_differ(a: &Volume, b: &Volume) -> Option<String> {
+    if a.values.shape() != b.values.shape() {
+        return Some(format!("shapes {:?} and {:?}", a.values.shape(), b.values.shape()));
+    }
+    let (Some(first), Some(second)) = (a.voxel_to_world_mm, b.voxel_to_world_mm) else {
+        return None;
+    };
+    let (ni, nj, nk) = a.values.dim();
+    let last = DVec3::new(ni as f64, nj as f64, nk as f64) - 1.0;
+    let smallest = spacing_mm(first).into_iter().fold(f64::INFINITY, f64::min);
+    let corner = |n: usize| last * DVec3::new((n & 1) as f64, (n >> 1 & 1) as f64, (n >> 2 & 1) as f64);
+    (0..8).map(corner).find_map(|corner| {
+        let (p, q) = (first.transform_point3(corner), second.transform_point3(corner));
+        let away = (p - q).length();
+        (away > 0.01 * smallest).then(|| format!("voxel {corner} lies at {p:.2} mm and at {q:.2} mm"))
+    })
+}

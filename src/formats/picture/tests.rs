@@ -1,0 +1,72 @@
+#![allow(clippy::unwrap_used)]
+use std::fs::File;
+use std::io::BufReader;
+
+use ndarray::Array3;
+
+use super::*;
+
+/// A volume with one bright block at the patient's right, front and head end of the middle slices.
+fn marked() -> Array3<f32> {
+    Array3::from_shape_fn((40, 50, 60), |(x, y, z)| {
+        let right = x >= 30;
+        let front = y >= 40;
+        let head = z >= 45;
+        let marks = [right && front && z == 30, right && head && y == 25, front && head && x == 20];
+        if marks.contains(&true) { 1000.0 } else { -1000.0 }
+    })
+}
+
+#[test]
+fn slices_hang_as_radiology_hangs_them() {
+    let volume = marked();
+    let panel = Panel { volume: volume.view(), spacing_mm: [1.0; 3], caption: String::new() };
+    let canvas = draw(Path::new("x.png"), &[panel], Window::WIDE).unwrap();
+    // 60 mm on 384 pixels: 6.4 pixels a voxel. Axial 256 x 320, coronal 256 x 384, sagittal 320 x 384.
+    let (axial, coronal, sagittal) = (MARGIN, 2 * MARGIN + 256, 3 * MARGIN + 512);
+    for (left, width, height, what) in
+        [(axial, 256, 320, "axial"), (coronal, 256, 384, "coronal"), (sagittal, 320, 384, "sagittal")]
+    {
+        // All three marks lie at the upper left: right (or front) on the left, front (or head) on top.
+        let at = |x: f64, y: f64| canvas.get(left + (x * width as f64) as usize, MARGIN + (y * height as f64) as usize);
+        assert_eq!(at(0.1, 0.1), 255, "{what}");
+        assert_eq!([at(0.9, 0.1), at(0.1, 0.9), at(0.9, 0.9)], [0; 3], "{what}");
+    }
+}
+
+#[test]
+fn pixels_are_square_millimetres_whatever_the_voxels() {
+    let volume = Array3::<f32>::zeros((40, 20, 10));
+    let panel = Panel { volume: volume.view(), spacing_mm: [1.0, 2.0, 4.0], caption: "a cube".into() };
+    let rows = slices(&panel, 40.0 / SLICE_PIXELS);
+    assert!(rows.iter().all(|slice| slice.width == 384 && slice.height == 384));
+}
+
+#[test]
+fn sheets_are_png_files_with_all_their_volumes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sheet.png");
+    let volume = marked();
+    let panel = Panel { volume: volume.view(), spacing_mm: [1.0; 3], caption: "FDK, 50 views\nPSNR 30.1 dB".into() };
+    write_contact_sheet(&path, &[panel.clone(), panel.clone()], Window::SOFT_TISSUE).unwrap();
+    let two = png::Decoder::new(BufReader::new(File::open(&path).unwrap())).read_info().unwrap().info().height;
+    write_slices(&path, &panel, Window::SOFT_TISSUE).unwrap();
+    let one = png::Decoder::new(BufReader::new(File::open(&path).unwrap())).read_info().unwrap().info().height;
+    assert!(two > one + 384, "{one} {two}");
+}
+
+#[test]
+fn what_cannot_be_shown_is_refused() {
+    let path = Path::new("x.png");
+    let volume = Array3::<f32>::zeros((4, 4, 4));
+    let panel = Panel { volume: volume.view(), spacing_mm: [1.0; 3], caption: String::new() };
+    let upside_down = Window { low: 1.0, high: -1.0, unit: "HU" };
+    let error = |panels: &[Panel<'_>], window| draw(path, panels, window).map(|_| ()).unwrap_err().to_string();
+    assert!(error(std::slice::from_ref(&panel), upside_down).contains("1:-1"));
+    assert!(error(&[], Window::WIDE).contains("at least one"));
+    let flat = Panel { spacing_mm: [1.0, 0.0, 1.0], ..panel.clone() };
+    assert!(error(&[flat], Window::WIDE).contains("nothing can be shown"));
+    let nan = Array3::from_elem((4, 4, 4), f32::NAN);
+    let panel = Panel { volume: nan.view(), ..panel };
+    assert_eq!(draw(path, &[panel], Window::WIDE).unwrap().get(MARGIN + 300, MARGIN + 20), 0);
+}

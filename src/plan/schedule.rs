@@ -1,0 +1,101 @@
+//! What runs when, until when, and what happens when it cannot.
+
+use serde::Serialize;
+
+use crate::config::{Calibration, Settings};
+use crate::supervise::Rung;
+
+/// One line of the schedule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Step {
+    /// What sets it off.
+    pub when: String,
+    /// What is done.
+    pub what: String,
+    /// Until when; empty: no deadline.
+    pub deadline: String,
+}
+
+/// One rung of the degrade ladder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RungRule {
+    /// Which.
+    pub rung: Rung,
+    /// When it is entered.
+    pub enters: String,
+    /// When it is left.
+    pub leaves: String,
+}
+
+/// The schedule of a scan.
+pub(super) fn schedule(settings: &Settings) -> Vec<Step> {
+    let step = |when: String, what: &str, deadline: String| Step { when, what: what.into(), deadline };
+    let views = settings.geometry.views.len();
+    let frame_ms = settings.publish.frame_time_ns() as f64 / 1e6;
+    let mut steps = vec![step(
+        "before the first frame".into(),
+        "allocate every buffer, run one blank view through all stages, then report ready",
+        String::new(),
+    )];
+    if settings.preprocess.dark == Calibration::Ring || settings.preprocess.flat == Calibration::Ring {
+        steps.push(step(
+            "each dark or flat frame".into(),
+            "average; find dead and hot pixels before the next projection",
+            String::new(),
+        ));
+    }
+    steps.push(step(
+        format!("each of {views} views"),
+        "correct, weight, filter, back-project",
+        format!("{frame_ms:.1} ms (one frame time) on average"),
+    ));
+    let every = settings.publish.preview_every_views;
+    if every > 0 {
+        let previews: Vec<String> =
+            (1..).map(|k| k * every).take_while(|v| *v < views).map(|v| v.to_string()).collect();
+        let list = match previews.len() {
+            0..=6 => previews.join(", "),
+            count => format!("{}, {}, ... {} ({count} previews)", previews[0], previews[1], previews[count - 1]),
+        };
+        if !previews.is_empty() {
+            steps.push(step(
+                format!("after views {list}"),
+                "publish PREVIEW of the views so far, normalised by the arc covered",
+                format!("{frame_ms:.1} ms after its last frame"),
+            ));
+        }
+    }
+    steps.push(step(format!("after view {views}"), "publish FULL", format!("{frame_ms:.1} ms after the last frame")));
+    steps.push(step(
+        format!("LAST frame with views missing, or no frame for {} ms", settings.supervise.frame_timeout_ms),
+        "publish PARTIAL with the missing ranges; later frames of the scan are still taken",
+        format!("{frame_ms:.1} ms after that"),
+    ));
+    steps.push(step(
+        "frame of another epoch or scan, or an earlier view again".into(),
+        "close the scan as it is, begin the next",
+        String::new(),
+    ));
+    steps
+}
+
+/// The rungs that this configuration has.
+pub(super) fn ladder(settings: &Settings) -> Vec<RungRule> {
+    let rule = |rung, enters: String, leaves: &str| RungRule { rung, enters, leaves: leaves.into() };
+    let staging = settings.supervise.staging_frames;
+    let mut rules = vec![rule(Rung::Full, "start".into(), "")];
+    if settings.publish.preview_every_views > 0 {
+        rules.push(rule(
+            Rung::PreviewsSkipped,
+            format!("{} of {staging} staging buffers wait", staging.div_ceil(2)),
+            "at most one waits, 8 frames in a row or at a scan's end",
+        ));
+    }
+    rules.push(rule(
+        Rung::Stale,
+        "a scan ends without a volume: the last one is published again as STALE".into(),
+        "the next volume is published",
+    ));
+    rules.push(rule(Rung::Stopped, "an error that nothing can be done about".into(), "never"));
+    rules
+}

@@ -1,0 +1,232 @@
+//! What happened, as plain copies that the frame path can leave without allocating.
+
+use std::fmt;
+
+use firmware_bridge::layout::{
+    SequenceRange, VOLUME_DEGRADED, VOLUME_FULL, VOLUME_PARTIAL, VOLUME_PREVIEW, VOLUME_STALE,
+};
+use firmware_bridge::ring::Rejection;
+
+use super::Rung;
+use crate::preprocess::{CalibrationReport, PreprocessError};
+
+/// Why reconstruction refused a frame that ingest had taken.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// No line integrals could be made of it.
+    #[error(transparent)]
+    Preprocess(#[from] PreprocessError),
+    /// The plan has no such view.
+    #[error("view_index {view} is outside the plan's {planned} views: settings and gantry describe different scans")]
+    View {
+        /// The frame's view.
+        view: u32,
+        /// Views in the plan.
+        planned: usize,
+    },
+    /// The gantry stands elsewhere than planned.
+    #[error(
+        "view {view}: the source stands {off_mm:.1} mm from where the settings plan it (limit {limit_mm:.1}): check [geometry] against the gantry, direction and start angle first"
+    )]
+    Pose {
+        /// The frame's view.
+        view: u32,
+        /// Distance between the source's planned and real positions.
+        off_mm: f64,
+        /// Largest distance accepted.
+        limit_mm: f64,
+    },
+    /// Another detector.
+    #[error(
+        "frame of {columns} x {rows} pixels, planned {planned_columns} x {planned_rows}: correct [geometry] columns and rows"
+    )]
+    Shape {
+        /// Columns of the frame.
+        columns: u32,
+        /// Rows of the frame.
+        rows: u32,
+        /// Columns of the plan.
+        planned_columns: u32,
+        /// Rows of the plan.
+        planned_rows: u32,
+    },
+    /// The operations refused it.
+    #[error("the view could not be added (geometry or operation refused it)")]
+    Operation,
+}
+
+/// One thing that happened.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Event {
+    /// A producer (again).
+    NewEpoch {
+        /// Its number.
+        epoch: u32,
+    },
+    /// Numbers are missing.
+    Gap {
+        /// In this epoch.
+        epoch: u32,
+        /// These.
+        range: SequenceRange,
+    },
+    /// The ring's consumer rejected a frame.
+    Rejected(Rejection),
+    /// Reconstruction (or ingest, for its shape) refused a frame.
+    Refused {
+        /// Sequence number.
+        sequence: u64,
+        /// Why.
+        why: Refusal,
+    },
+    /// A calibration is in use.
+    Calibrated(CalibrationReport),
+    /// A calibration was refused.
+    CalibrationRefused(PreprocessError),
+    /// There are no flat (or dark) frames: i0 (or 0) serves.
+    NoCalibration {
+        /// Dark images are missing.
+        dark: bool,
+        /// Flat images are missing.
+        flat: bool,
+    },
+    /// A scan begins.
+    ScanStarted {
+        /// Epoch of its first frame.
+        epoch: u32,
+        /// Number of the scan.
+        scan_id: u64,
+        /// First sequence number.
+        sequence: u64,
+        /// Views that its frames announce; 0 = not known.
+        announced: u32,
+        /// Views planned.
+        planned: u32,
+    },
+    /// No frame came for too long.
+    TimedOut {
+        /// Views so far.
+        views: u32,
+        /// How long, ms.
+        waited_ms: u64,
+    },
+    /// A scan ended.
+    ScanEnded {
+        /// Views in its volume.
+        views: u32,
+        /// Views planned.
+        planned: u32,
+    },
+    /// A volume is readable.
+    Published {
+        /// Its number.
+        generation: u64,
+        /// `VOLUME_*` bits.
+        status: u32,
+        /// Frames in it.
+        frames: u32,
+        /// Missing frames.
+        missing: u64,
+        /// Since its last frame's exposure, ns.
+        latency_ns: u64,
+    },
+    /// No slot was free.
+    SlotsLeased {
+        /// A scan's last volume, which is tried again; a preview is not.
+        is_final: bool,
+    },
+    /// Another rung of the ladder.
+    Rung {
+        /// Left.
+        from: Rung,
+        /// Entered.
+        to: Rung,
+    },
+}
+
+impl Event {
+    /// Whether an operator should look at it.
+    #[must_use]
+    pub fn is_warning(&self) -> bool {
+        match self {
+            Self::Gap { .. }
+            | Self::Rejected(_)
+            | Self::Refused { .. }
+            | Self::CalibrationRefused(_)
+            | Self::NoCalibration { .. }
+            | Self::TimedOut { .. }
+            | Self::SlotsLeased { .. } => true,
+            Self::ScanEnded { views, planned } => views < planned,
+            Self::Rung { to, .. } => *to != Rung::Full,
+            _ => false,
+        }
+    }
+}
+
+/// The status bits in words.
+pub(crate) fn status_words(status: u32) -> String {
+    let names = [
+        (VOLUME_PREVIEW, "PREVIEW"),
+        (VOLUME_FULL, "FULL"),
+        (VOLUME_DEGRADED, "DEGRADED"),
+        (VOLUME_PARTIAL, "PARTIAL"),
+        (VOLUME_STALE, "STALE"),
+    ];
+    let set: Vec<&str> = names.iter().filter(|(bit, _)| status & bit != 0).map(|(_, name)| *name).collect();
+    if set.is_empty() { "-".into() } else { set.join("|") }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NewEpoch { epoch } => write!(f, "producer of epoch {epoch}: resynchronised"),
+            Self::Gap { epoch, range } => {
+                write!(f, "frames {}..={} of epoch {epoch} are missing", range.first, range.last)
+            }
+            Self::Rejected(Rejection::Header(error)) => write!(f, "frame rejected: {error}"),
+            Self::Rejected(Rejection::Payload { error, sequence, .. }) => {
+                write!(f, "frame {sequence} rejected: {error}")
+            }
+            Self::Rejected(Rejection::Duplicate { sequence, .. }) => {
+                write!(f, "frame {sequence} rejected: seen before")
+            }
+            Self::Refused { sequence, why } => write!(f, "frame {sequence} refused: {why}"),
+            Self::Calibrated(report) => write!(
+                f,
+                "calibration in use: {} dark, {} flat frames, median dark {:.1}, median signal {:.1} counts, {} bad pixels",
+                report.dark_frames, report.flat_frames, report.median_dark, report.median_signal, report.bad_pixels
+            ),
+            Self::CalibrationRefused(error) => write!(f, "{error}"),
+            Self::NoCalibration { dark, flat } => match (dark, flat) {
+                (true, true) => write!(f, "no dark and no flat frames came: dark 0 and flat i0 serve"),
+                (true, false) => write!(f, "no dark frames came: dark 0 serves"),
+                _ => write!(f, "no flat frames came: i0 serves"),
+            },
+            Self::ScanStarted { epoch, scan_id, sequence, announced, planned } => {
+                write!(f, "scan {scan_id} begins with frame {sequence} of epoch {epoch}: {planned} views planned")?;
+                if *announced != 0 && announced != planned {
+                    write!(f, ", but its frames announce {announced}: check [geometry] views")?;
+                }
+                Ok(())
+            }
+            Self::TimedOut { views, waited_ms } => {
+                write!(f, "no frame for {waited_ms} ms after {views} views: the scan has broken off")
+            }
+            Self::ScanEnded { views, planned } => write!(f, "scan ended with {views} of {planned} views"),
+            Self::Published { generation, status, frames, missing, latency_ns } => write!(
+                f,
+                "volume {generation} published: {}, {frames} frames, {missing} missing, {:.2} ms after its last frame",
+                status_words(*status),
+                *latency_ns as f64 / 1e6
+            ),
+            Self::SlotsLeased { is_final: true } => {
+                write!(
+                    f,
+                    "every slot is leased by readers: the scan's volume waits for one (shared_memory.volume_slots gives more)"
+                )
+            }
+            Self::SlotsLeased { is_final: false } => write!(f, "every slot is leased by readers: preview left out"),
+            Self::Rung { from, to } => write!(f, "degrade ladder: {from:?} -> {to:?}"),
+        }
+    }
+}

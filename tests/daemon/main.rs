@@ -1,0 +1,8 @@
+//! The daemon as its users meet it: real processes (C gantry, daemon, reader), judged by exit codes, JSON and saved volumes.
+#![allow(clippy::unwrap_used)]
+
+mod command_line;
+mod end_to_end;
+mod faults;
+mod restarts;
+mod support;

@@ -1,0 +1,203 @@
+//! `diffnr evaluate` as a user runs it.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use diffnr::formats::nifti::{Storage, grid_to_world_mm, write_mu, write_volume};
+use diffnr::formats::scene::{self, Scene};
+use diffnr::formats::{Scan, SceneScale, npy};
+use diffnr::geometry::{CircularOrbit, Detector, VolumeGrid};
+use glam::DVec3;
+use ndarray::{Array, Array3};
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_diffnr")).arg("evaluate").args(arguments).output().unwrap()
+}
+
+fn figures(arguments: &[&str]) -> Value {
+    let output = run(&[arguments, &["--json"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn refused(arguments: &[&str], code: i32, words: &[&str]) {
+    let output = run(arguments);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(words.iter().all(|word| text.contains(word)), "{words:?}: {text}");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn grid() -> VolumeGrid {
+    VolumeGrid::over_box([16, 18, 20], DVec3::new(64.0, 72.0, 80.0), DVec3::new(3.0, -2.0, 1.0))
+}
+
+/// Soft tissue with a gradient, on a grid.
+fn tissue(grid: &VolumeGrid) -> Array3<f32> {
+    let [nx, ny, nz] = grid.voxels;
+    Array::from_shape_fn((nx, ny, nz), |(x, y, z)| {
+        let at = grid.voxel_centre_mm(x, y, z);
+        (3.0 * at.x - 2.0 * at.y + 5.0 * at.z) as f32
+    })
+}
+
+struct Case {
+    folder: TempDir,
+}
+
+impl Case {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn volume(&self, name: &str, values: &Array3<f32>, grid: &VolumeGrid) -> PathBuf {
+        let path = self.path(name);
+        write_volume(&path, values.view(), grid, DVec3::ZERO, Storage::Float32).unwrap();
+        path
+    }
+}
+
+#[test]
+fn figures_are_those_of_the_definition_on_the_window() {
+    let case = Case::new();
+    let reference = tissue(&grid());
+    let mut out = reference.mapv(|value| value + 20.0);
+    // Beyond the window in both: the clipped volumes agree there, the HU do not.
+    let mut extreme = reference.clone();
+    out[[0, 0, 0]] = 3000.0;
+    extreme[[0, 0, 0]] = 2000.0;
+    let (out, reference) = (case.volume("out.nii.gz", &out, &grid()), case.volume("reference.nii", &extreme, &grid()));
+    let arguments = [text(&out), "--reference", text(&reference)];
+    let json = figures(&arguments);
+    let n = f64::from(16 * 18 * 20);
+    let mse = (n - 1.0) / n * 400.0;
+    let rmse = ((mse * n + 1e6) / n).sqrt();
+    // Voxels are float32 of size 1e2 to 1e3.
+    assert!((json["psnr_db"].as_f64().unwrap() - 10.0 * (4e6_f64 / mse).log10()).abs() < 1e-3, "{json}");
+    assert!((json["rmse"].as_f64().unwrap() - rmse).abs() < 1e-3, "{json}");
+    assert_eq!(json["unit"], "HU");
+    assert!(json["ssim"].as_f64().unwrap() > 0.9);
+    let narrow = figures(&[&arguments[..], &["--window-hu", "-100:100"]].concat());
+    assert!(narrow["psnr_db"].as_f64().unwrap() < json["psnr_db"].as_f64().unwrap() - 10.0);
+    let printed = run(&arguments);
+    assert!(String::from_utf8_lossy(&printed.stdout).contains("window -1000:1000 HU"));
+}
+
+#[test]
+fn nothing_is_resampled_in_silence() {
+    let case = Case::new();
+    let fine = VolumeGrid { voxels: [32, 36, 40], voxel_mm: DVec3::splat(2.0), ..grid() };
+    let out = case.volume("out.nii", &tissue(&grid()), &grid());
+    let reference = case.volume("fine.nii", &tissue(&fine), &fine);
+    let arguments = [text(&out), "--reference", text(&reference)];
+    refused(&arguments, 4, &["out.nii", "fine.nii", "[16, 18, 20]", "[32, 36, 40]", "--resample"]);
+    let json = figures(&[&arguments[..], &["--resample"]].concat());
+    assert_eq!(json["resampled"], true);
+    assert_eq!(json["voxels"], 16 * 18 * 20);
+    // A linear function is its own average, but for the cells at the edge, where the trilinear samples flatten.
+    assert!(json["rmse"].as_f64().unwrap() < 1.0, "{json}");
+
+    let shifted = VolumeGrid { centre_mm: grid().centre_mm + DVec3::new(0.0, 4.0, 0.0), ..grid() };
+    let reference = case.volume("shifted.nii", &tissue(&shifted), &shifted);
+    let arguments = [text(&out), "--reference", text(&reference)];
+    refused(&arguments, 4, &["shifted.nii", "lies at", "--resample"]);
+    let json = figures(&[&arguments[..], &["--resample"]].concat());
+    assert_eq!(json["voxels"], 16 * 17 * 20, "a layer lies beyond the reference: {json}");
+}
+
+#[test]
+fn masks_and_the_field_of_view_choose_the_voxels() {
+    let case = Case::new();
+    let reference = tissue(&grid());
+    let half = Array::from_shape_fn((16, 18, 20), |(x, _, _)| f32::from(u8::from(x < 8)));
+    let out = &reference + &(1.0 - &half) * 500.0;
+    let mask = case.volume("mask.nii", &half, &grid());
+    let (out, reference) = (case.volume("out.nii", &out, &grid()), case.volume("reference.nii", &reference, &grid()));
+    let arguments = [text(&out), "--reference", text(&reference)];
+    let json = figures(&[&arguments[..], &["--mask", text(&mask)]].concat());
+    assert_eq!((json["voxels"].as_u64(), json["rmse"].as_f64()), (Some(8 * 18 * 20), Some(0.0)));
+    assert_eq!((&json["psnr_db"], &json["identical"]), (&Value::Null, &Value::Bool(true)));
+
+    // A detector that sees a disc of radius about 20 mm.
+    let orbit = CircularOrbit {
+        detector: Detector { columns: 30, rows: 40 },
+        pitch_u_mm: 2.0,
+        pitch_v_mm: 4.0,
+        ..CircularOrbit::default()
+    };
+    let scan = Scan {
+        geometry: orbit.over_arc(24, 0.0, std::f64::consts::TAU),
+        grid: grid(),
+        projections: Array3::zeros((24, 40, 30)),
+        scale: SceneScale::hu_window(0.0193),
+        patient_offset_mm: DVec3::ZERO,
+    };
+    let scan_folder = case.path("scan");
+    scene::write(&scan_folder, &Scene::new(scan)).unwrap();
+    let json = figures(&[&arguments[..], &["--fov", text(&scan_folder)]].concat());
+    let place = grid_to_world_mm(&grid(), DVec3::ZERO);
+    let inside = (0..16 * 18 * 20).filter(|n| {
+        let at = place.transform_point3(DVec3::new((n / 360) as f64, (n / 20 % 18) as f64, (n % 20) as f64));
+        at.truncate().length() <= 1000.0 * (30.0_f64 / 1500.0).atan().sin()
+    });
+    assert_eq!(json["voxels"].as_u64().unwrap() as usize, inside.count(), "{json}");
+    assert!(json["field_of_view"].as_str().unwrap().contains("20.0 mm"), "{json}");
+}
+
+#[test]
+fn scene_values_are_compared_with_scene_values() {
+    let case = Case::new();
+    let values = tissue(&grid()).mapv(|hu| (hu + 1000.0) / 2000.0);
+    let (out, reference) = (case.path("out.npy"), case.path("vol_gt.npy"));
+    npy::write_volume(&out, values.mapv(|value| value + 0.01).view()).unwrap();
+    npy::write_volume(&reference, values.view()).unwrap();
+    let json = figures(&[text(&out), "--reference", text(&reference)]);
+    // 0.01 of a range of 1.
+    assert!((json["psnr_db"].as_f64().unwrap() - 40.0).abs() < 1e-3, "{json}");
+    let hu = case.volume("hu.nii", &tissue(&grid()), &grid());
+    refused(&[text(&out), "--reference", text(&hu)], 4, &["out.npy", "hu.nii", "HU"]);
+    refused(&[text(&out), "--reference", text(&reference), "--window-hu", "-5:5"], 2, &["not in HU"]);
+    // A NIfTI of a scan without an absolute scale says so.
+    let relative = case.path("relative.nii");
+    write_mu(&relative, values.view(), &grid(), &SceneScale::unstated(), DVec3::ZERO, Storage::Float32).unwrap();
+    assert!(figures(&[text(&relative), "--reference", text(&reference)])["psnr_db"].is_null());
+}
+
+#[test]
+fn masks_are_compared_by_dice_and_surface_distance() {
+    let case = Case::new();
+    let plate =
+        |at: usize| Array::from_shape_fn((16, 18, 20), move |(_, _, z)| f32::from(u8::from(z == at || z == 15)));
+    let (a, b) = (case.volume("a.nii", &plate(4), &grid()), case.volume("b.nii", &plate(6), &grid()));
+    let json = figures(&[text(&a), "--reference", text(&b), "--dice"]);
+    assert!((json["dice"].as_f64().unwrap() - 0.5).abs() < 1e-12);
+    // Half of the surface lies two voxels of 4 mm away, half coincides.
+    assert!((json["asd_mm"].as_f64().unwrap() - 4.0).abs() < 1e-5, "{json}");
+    let empty = case.volume("empty.nii", &Array3::zeros((16, 18, 20)), &grid());
+    refused(&[text(&empty), "--reference", text(&empty), "--dice"], 4, &["empty"]);
+}
+
+#[test]
+fn pictures_are_written_and_mistakes_are_explained() {
+    let case = Case::new();
+    let out = case.volume("out.nii", &tissue(&grid()), &grid());
+    let png = case.path("picture.png");
+    figures(&[text(&out), "--reference", text(&out), "--png", text(&png)]);
+    assert!(std::fs::read(&png).unwrap().starts_with(b"\x89PNG"));
+    let nowhere = case.path("missing/picture.png");
+    refused(&[text(&out), "--reference", text(&out), "--png", text(&nowhere)], 9, &["picture.png", "cannot write"]);
+    refused(&[text(&out), "--reference", text(&out), "--window-hu", "5"], 2, &["LO:HI"]);
+    refused(&[text(&out), "--reference", text(&out), "--window-hu", "5:-5"], 2, &["LO < HI"]);
+    refused(&[text(&out), "--reference", "gone.nii"], 4, &["gone.nii", "cannot read"]);
+    refused(&[text(&out), "--reference", "volume.dcm"], 4, &["volume.dcm", ".nii.gz"]);
+}

@@ -1,0 +1,82 @@
+//! Real CT volumes, read and held against what their README says of them.
+//!
+//! They are looked for in `DIFFNR_SHARED` or `../shared`, under `data/ct`; where they are missing the tests say so and pass.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use diffnr::formats::nifti::read_ct;
+use ndarray::Axis;
+
+fn data(test: &str) -> Option<PathBuf> {
+    let shared =
+        std::env::var("DIFFNR_SHARED").unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../shared").into());
+    let folder = Path::new(&shared).join("data/ct");
+    if folder.join("README.md").is_file() {
+        return Some(folder);
+    }
+    eprintln!("SKIPPED: {test}: no CT volumes in {}", folder.display());
+    None
+}
+
+/// Numbers of "256x256x236" or "0.97656x0.97656x3.27 (native)" or "1.0 iso (as published)".
+fn triple(cell: &str) -> [f64; 3] {
+    let first = cell.split_whitespace().next().unwrap();
+    let numbers: Vec<f64> = first.split('x').map(|number| number.parse().unwrap()).collect();
+    if numbers.len() == 1 { [numbers[0]; 3] } else { numbers.try_into().unwrap() }
+}
+
+#[test]
+fn shapes_spacings_and_hu_ranges_are_those_of_the_readme() {
+    let Some(folder) = data("shapes, spacings and HU ranges") else { return };
+    let readme = fs::read_to_string(folder.join("README.md")).unwrap();
+    let mut seen = 0;
+    for line in readme.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        // | file | anatomy | shape | spacing | HU range | ...: the table of volumes has a range.
+        if cells.len() < 7 || !cells[1].ends_with(".nii.gz") || !cells[5].contains("..") {
+            continue;
+        }
+        let (shape, spacing) = (triple(cells[3]), triple(cells[4]));
+        let range: Vec<f32> =
+            cells[5].split_whitespace().next().unwrap().split("..").map(|number| number.parse().unwrap()).collect();
+        let volume = read_ct(&folder.join(cells[1])).unwrap();
+        let found = volume.hu.shape().iter().map(|&n| n as f64);
+        assert!(found.eq(shape), "{}: {:?}", cells[1], volume.hu.shape());
+        let near = volume.spacing_mm().to_array().into_iter().zip(spacing).all(|(a, b)| (a - b).abs() < 5e-3);
+        assert!(near, "{}: {}", cells[1], volume.spacing_mm());
+        let low = volume.hu.iter().copied().fold(f32::INFINITY, f32::min);
+        let high = volume.hu.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        assert_eq!(vec![low, high], range, "{}", cells[1]);
+        // Axes as stored: to the patient's left, to the back, to the head.
+        let m = volume.voxel_to_world_mm.matrix3;
+        assert!(m.x_axis.x < 0.0 && m.y_axis.y < 0.0 && m.z_axis.z > 0.0, "{}: {m:?}", cells[1]);
+        seen += 1;
+    }
+    assert_eq!(seen, 7, "volumes of the README's table");
+}
+
+#[test]
+fn organs_lie_where_they_belong_along_the_worlds_axes() {
+    let Some(folder) = data("organs along the world's axes") else { return };
+    let labels = read_ct(&folder.join("chest_lidc0001_labels.nii.gz")).unwrap();
+    let (seen, spacing) = labels.canonical();
+    let centroid = |label: f32| -> [f64; 3] {
+        let mut sum = [0.0; 3];
+        let mut count = 0.0;
+        for ((x, y, z), _) in seen.indexed_iter().filter(|(_, value)| **value == label) {
+            count += 1.0;
+            [x, y, z].iter().zip(&mut sum).for_each(|(at, sum)| *sum += *at as f64);
+        }
+        assert!(count > 100.0, "label {label} is there");
+        [0, 1, 2].map(|axis| sum[axis] / count * spacing[axis])
+    };
+    let (liver, heart, spleen) = (centroid(5.0), centroid(51.0), centroid(1.0));
+    let (sternum, cord) = (centroid(116.0), centroid(79.0));
+    // x grows to the patient's right, y to the front, z to the head.
+    assert!(liver[0] > heart[0] && heart[0] > spleen[0], "right to left: liver, heart, spleen");
+    assert!(sternum[1] > heart[1] && heart[1] > cord[1], "front to back: sternum, heart, spinal cord");
+    assert!(heart[2] > liver[2], "the heart lies above the liver");
+    assert_eq!(seen.len_of(Axis(0)), 256);
+}
