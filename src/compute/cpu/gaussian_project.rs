@@ -1,6 +1,6 @@
 //! Forward projection of Gaussians: exact line integrals (see [`super::gaussian_view`]), summed by strips of rows.
 //!
-//! **Work.** A view of `n` Gaussians with `e` pixels each within the cut-off (`e` is about `44 sigma_u sigma_v` in pixels) takes 30 lane
+//! **Work.** A view of `n` Gaussians with `e` pixels each within the cut-off (`e` is about `44 sigma_u sigma_v` in pixels) takes 31 lane
 //! operations for 16 (8) pixels of a row on two vector units, that is `15 n e / 16` clock periods a core if all lanes were in use: the floor. A row of a
 //! footprint fills its last register in part, which at 8 to 12 pixels a row costs about a third to a half of it. Besides: about 150 float64
 //! operations a Gaussian and view. **Bytes.** A view reads 136 and writes and reads 80 bytes a Gaussian, and 4 a pixel: at 50,000 Gaussians 15 MB,

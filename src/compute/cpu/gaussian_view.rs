@@ -215,14 +215,15 @@ impl View {
         if depth <= 0.0 || depth * depth <= reach {
             return None;
         }
-        let d = x / depth;
+        let d = x * (1.0 / depth);
         let jc = self.dual_column.dot(d - self.origin);
         let ic = self.dual_row.dot(d - self.origin);
         let n1 = d.cross(self.column);
         let z1 = shape.covariance.times(n1);
         let g11 = n1.dot(z1);
         let plain_n2 = d.cross(self.row);
-        let shear = plain_n2.dot(z1) / g11;
+        let inverse_g11 = 1.0 / g11;
+        let shear = plain_n2.dot(z1) * inverse_g11;
         let sheared = self.row - shear * self.column;
         let n2 = plain_n2 - shear * n1;
         let (y0, y_column) = (shape.precision.times(d), shape.precision.times(self.column));
@@ -250,7 +251,7 @@ impl View {
             b2: sheared.dot(y_row) * h,
             c: sheared.dot(y_column) * h,
             kd: Y_OF_Q * depth_square * inverse_det * h * g11,
-            ki: Y_OF_Q * depth_square * self.triple_square / g11,
+            ki: Y_OF_Q * depth_square * self.triple_square * inverse_g11,
             amplitude: shape.amplitude * ROOT_TAU * h.sqrt(),
         };
         let footprint = seen.footprint(self.detector, jc, ic)?;
@@ -271,14 +272,15 @@ impl Seen {
             return None;
         }
         let (ld, li) = (Y_CUTOFF * self.a1, Y_CUTOFF * self.b1);
-        let centre = (e * li - f * ld) / det;
-        let mid = (g * ld - f * li) / det;
+        let (inverse_det, inverse_e) = (1.0 / det, 1.0 / e);
+        let centre = (e * li - f * ld) * inverse_det;
+        let mid = (g * ld - f * li) * inverse_det;
         let level = Y_CUTOFF + ld * mid + li * centre;
-        let half_rows = (level * e / det).sqrt();
+        let half_rows = (level * e * inverse_det).sqrt();
         let first_row = (ic + centre - half_rows).ceil().max(0.0);
         let end_row = ((ic + centre + half_rows).floor() + 1.0).min(detector.rows as f64);
         // Columns of the whole ellipse: dj = d - shear di.
-        let half_columns = (level * (g + 2.0 * self.shear * f + self.shear * self.shear * e) / det).sqrt();
+        let half_columns = (level * (g + 2.0 * self.shear * f + self.shear * self.shear * e) * inverse_det).sqrt();
         let mid_column = jc + mid - self.shear * centre;
         let on_columns = mid_column + half_columns >= 0.0 && mid_column - half_columns <= detector.columns as f64 - 1.0;
         // A centre that far off the detector leaves float32 no digits for its pixels; no object within the field of view gets there.
@@ -297,10 +299,10 @@ impl Seen {
             b2: self.b2 as f32,
             c: 2.0 * self.c as f32,
             mid: mid as f32,
-            slope: (-f / e) as f32,
+            slope: (-f * inverse_e) as f32,
             centre: centre as f32,
-            half0: (level / e) as f32,
-            half1: (det / (e * e)) as f32,
+            half0: (level * inverse_e) as f32,
+            half1: (det * inverse_e * inverse_e) as f32,
             column: column as i32,
             row: row as i32,
             column_fraction: (jc - column) as f32,

@@ -222,7 +222,7 @@ fn known_gaussians_are_recovered_from_their_projections() {
     let mut measured = vec![0.0; geometry.projection_len()];
     cpu.gaussian_project(&geometry, &truth.set(), &mut measured).unwrap();
     let mut projections = vec![0.0; measured.len()];
-    let mut error = |gaussians: &Gaussians, projections: &mut [f32]| {
+    let error = |gaussians: &Gaussians, projections: &mut [f32]| {
         cpu.gaussian_project(&geometry, &gaussians.set(), projections).unwrap();
         let mut square = 0.0;
         for (p, m) in projections.iter_mut().zip(&measured) {
