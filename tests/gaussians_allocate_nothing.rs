@@ -70,13 +70,8 @@ fn an_iteration_allocates_nothing() {
     .unwrap();
     let settings = Initialisation { gaussians: 2000, ..Initialisation::default() };
     let mut projections = vec![0.0; geometry.projection_len()];
-    let rules = AdaptiveControl {
-        gradient_threshold: 0.0,
-        clone_up_to_mm: 8.0,
-        prune_below_per_mm: 1e-5,
-        seed: 1,
-        round: 0,
-    };
+    let rules =
+        AdaptiveControl { gradient_threshold: 0.0, clone_up_to_mm: 8.0, prune_below_per_mm: 1e-5, seed: 1, round: 0 };
     let part = grid.part([4, 5, 6], [16; 3]);
     // Within the carrier's own threads, as the optimisation loop runs.
     let counted = cpu.install(|| {
