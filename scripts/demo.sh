@@ -38,31 +38,40 @@ cat > "$out/gantry.toml" <<TOML
 name = "$name"
 
 [geometry]
-scan = "$out/scan"
+scan = "scan"
 
 [publish]
 preview_every_views = 30
 
 [supervise]
-status_file = "$out/status.json"
+status_file = "status.json"
 TOML
 "$diffnr" plan --config "$out/gantry.toml"
 
-say "3/5  serve: the daemon; the gantry (a C process) plays $fps frames a second"
+say "3/5  serve: the daemon; a gantry (a C process) plays $fps frames a second into its ring"
 "$diffnr" serve --config "$out/gantry.toml" --once >"$out/daemon.log" 2>&1 &
 daemon=$!
-"$gantry" --name "$name" --recording "$out/gantry.frames" --fps "$fps" &
+"$gantry" "$name" "$out/gantry.frames" --fps "$fps" --wait-ready --timeout 30 &
 player=$!
 
-say "4/5  watch: a reader in another process waits for the full volume"
-"$diffnr" watch --name "$name" --wait full --timeout 300 --save "$out/volume.nii.gz" --png "$out/volume.png"
-wait "$player"
+say "4/5  watch: a reader in a third process waits for the full volume"
+"$diffnr" watch --name "$name" --wait full --timeout $((views / fps + 60)) \
+    --save "$out/volume.nii.gz" --png "$out/volume.png" &
+reader=$!
+wait "$player" || { echo "the gantry simulator failed" >&2; kill "$reader"; exit 1; }
+wait "$reader"
 wait "$daemon" || { echo "the daemon failed; its log:" >&2; tail -20 "$out/daemon.log" >&2; daemon=; exit 1; }
 daemon=
 
 say "5/5  evaluate"
 "$diffnr" evaluate "$out/volume.nii.gz" --reference "$out/scan" --fov "$out/scan"
-"$diffnr" status "$out/status.json" 2>/dev/null || true
+python3 - "$out/status.json" <<'PY'
+import json, sys
+status = json.load(open(sys.argv[1]))
+for what, key in [("frame taken to volume updated", "frame_latency"), ("last frame to volume published", "preview_latency")]:
+    h = status[key]
+    print(f"latency, {what}: p50 {h['p50_ms']:.2f} ms, p99 {h['p99_ms']:.2f} ms, max {h['max_ms']:.2f} ms over {h['count']}")
+PY
 
 cat <<TXT
 

@@ -77,7 +77,7 @@ fn figures_are_those_of_the_definition_on_the_window() {
     out[[0, 0, 0]] = 3000.0;
     extreme[[0, 0, 0]] = 2000.0;
     let (out, reference) = (case.volume("out.nii.gz", &out, &grid()), case.volume("reference.nii", &extreme, &grid()));
-    let arguments = [text(&out), "--reference", text(&reference)];
+    let arguments = [text(&out), "--reference", text(&reference), "--clip"];
     let json = figures(&arguments);
     let n = f64::from(16 * 18 * 20);
     let mse = (n - 1.0) / n * 400.0;
@@ -85,6 +85,8 @@ fn figures_are_those_of_the_definition_on_the_window() {
     // Voxels are float32 of size 1e2 to 1e3.
     assert!((json["psnr_db"].as_f64().unwrap() - 10.0 * (4e6_f64 / mse).log10()).abs() < 1e-3, "{json}");
     assert!((json["rmse"].as_f64().unwrap() - rmse).abs() < 1e-3, "{json}");
+    let unclipped = figures(&arguments[..3]);
+    assert!((unclipped["psnr_db"].as_f64().unwrap() - 20.0 * (2000.0_f64 / rmse).log10()).abs() < 1e-3, "{unclipped}");
     assert_eq!(json["unit"], "HU");
     assert!(json["ssim"].as_f64().unwrap() > 0.9);
     let narrow = figures(&[&arguments[..], &["--window-hu", "-100:100"]].concat());

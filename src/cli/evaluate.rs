@@ -15,15 +15,15 @@ use inputs::{Pair, load};
 
 /// Arguments of `diffnr evaluate`.
 ///
-/// PSNR (over the whole volume) and SSIM (mean over three axes of slice-wise SSIM) are taken of both volumes clipped to the window, whose
-/// width is the data range; RMSE is taken of the unclipped values. NIfTI volumes are in HU; .npy volumes are in a scene's own
-/// values, with the window 0:1.
+/// PSNR (over the whole volume) and SSIM (mean over three axes of slice-wise SSIM, empty slices of the reference left out) take the
+/// window's width as the data range; nothing is clipped unless --clip is given. NIfTI volumes are in HU; .npy volumes are in a
+/// scene's own values, with the window 0:1. A scene folder as the reference stands for its ground truth.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Volume to judge (.nii, .nii.gz or .npy)
     out: PathBuf,
-    /// Reference on the same grid
-    #[arg(long)]
+    /// Reference on the same grid (.nii, .nii.gz, .npy), or a scene folder: its ground truth
+    #[arg(long, value_name = "REF")]
     reference: PathBuf,
     /// Judge only voxels where this mask (same grid as OUT) is not zero
     #[arg(long)]
@@ -34,6 +34,9 @@ pub(super) struct Arguments {
     /// Window in HU for PSNR, SSIM and the picture
     #[arg(long, value_name = "LO:HI", allow_hyphen_values = true)]
     window_hu: Option<String>,
+    /// Clip both volumes to the window before PSNR and SSIM (RMSE stays unclipped)
+    #[arg(long)]
+    clip: bool,
     /// Resample the reference onto OUT's grid, averaging over each voxel's cell; voxels beyond the reference are left out
     #[arg(long)]
     resample: bool,
@@ -88,7 +91,12 @@ fn overlap(arguments: &Arguments, pair: &Pair) -> Result<(String, serde_json::Va
 fn figures(arguments: &Arguments, pair: &Pair) -> Result<(String, serde_json::Value), Failure> {
     let window = pair.window;
     let (low, width) = (window.low, window.high - window.low);
-    let normalised = |volume: &Array3<f32>| volume.mapv(|value| ((value - low) / width).clamp(0.0, 1.0));
+    let normalised = |volume: &Array3<f32>| {
+        volume.mapv(|value| {
+            let value = (value - low) / width;
+            if arguments.clip { value.clamp(0.0, 1.0) } else { value }
+        })
+    };
     let (a, b) = (normalised(&pair.out), normalised(&pair.reference));
     let region = pair.region.as_ref().map(|region| region.view());
     let fail = |error: MeasureError| failed(arguments, &error);
@@ -115,8 +123,10 @@ fn figures(arguments: &Arguments, pair: &Pair) -> Result<(String, serde_json::Va
         "identical": psnr_db == f64::INFINITY,
         "ssim": ssim.as_ref().ok(),
         "rmse": rmse,
+        "rmse_hu": (window.unit == "HU").then_some(rmse),
         "unit": window.unit,
         "window": [window.low, window.high],
+        "clipped": arguments.clip,
         "voxels": voxels,
         "shape": pair.out.shape(),
         "field_of_view": pair.covered,

@@ -107,7 +107,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let grid = arguments.size.map_or(scan.grid, |n| scan.grid.resampled(n as usize));
     let (window, cutoff) = arguments.window;
     let settings = FdkSettings { window, cutoff, views_per_call: None };
-    let plan = Arc::new(FdkPlan::new(&mut compute, &scan.geometry, &grid, settings).map_err(failure)?);
+    let plan = Arc::new(FdkPlan::without_scratch(&scan.geometry, &grid, settings).map_err(failure)?);
+    check_memory(&plan, &compute)?;
+    compute.prepare(&plan.workload()).map_err(|error| failure(error.into()))?;
     let mut accumulator = FdkAccumulator::new(Arc::clone(&plan)).map_err(failure)?;
     let plan_s = begin.elapsed().as_secs_f64();
     for warning in &plan.coverage().warnings {
@@ -170,7 +172,8 @@ fn carrier(arguments: &Arguments) -> Result<CpuCompute, Failure> {
     match arguments.device {
         Device::Cuda => {
             return Err(Failure {
-                message: "device cuda: this build has no CUDA kernels; use --device cpu (or auto, which takes the CPU)".into(),
+                message: "device cuda: this build has no CUDA kernels; use --device cpu (or auto, which takes the CPU)"
+                    .into(),
                 code: exit::DEVICE,
             });
         }
@@ -178,6 +181,30 @@ fn carrier(arguments: &Arguments) -> Result<CpuCompute, Failure> {
         Device::Cpu => {}
     }
     CpuCompute::new(arguments.threads).map_err(|error| Failure::new(exit::DEVICE, &error))
+}
+
+/// Refuses a volume for which the machine has no memory left, rather than being killed half-way.
+fn check_memory(plan: &FdkPlan, compute: &CpuCompute) -> Result<(), Failure> {
+    let buffers: usize = plan.buffers().iter().map(|(_, bytes)| bytes).sum();
+    // Volumes in the unit of the output are copies.
+    let copy = plan.grid().len() * size_of::<f32>();
+    let needed = buffers.saturating_add(compute.scratch_bytes(&plan.workload())).saturating_add(copy);
+    let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()
+    });
+    match available {
+        Some(kib) if needed >> 10 > kib => Err(Failure {
+            message: format!(
+                "{} MiB are needed for a volume of {:?} voxels and its working memory, {} MiB are available; use a smaller --size",
+                needed >> 20,
+                plan.grid().voxels,
+                kib >> 10
+            ),
+            code: exit::BUDGET,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Adds all views, with a bar on a terminal.
@@ -220,7 +247,9 @@ fn failure(error: ReconstructError) -> Failure {
         ReconstructError::Compute(_) => exit::DEVICE,
         ReconstructError::Setting { .. } => exit::USAGE,
         ReconstructError::Memory { .. } => exit::BUDGET,
-        ReconstructError::View { .. } | ReconstructError::Length { .. } | ReconstructError::NotFinite { .. } => exit::INPUT,
+        ReconstructError::View { .. } | ReconstructError::Length { .. } | ReconstructError::NotFinite { .. } => {
+            exit::INPUT
+        }
     };
     Failure::new(code, &error)
 }

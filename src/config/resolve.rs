@@ -61,8 +61,7 @@ pub(super) fn resolve(raw: &RawSettings, folder: &Path) -> Result<Settings, Conf
     let views = source.geometry.views.len() as i64;
     let method = raw.reconstruct.method.as_deref();
     choice("reconstruct.method", method, "fdk", &[("fdk", ())])?;
-    let window =
-        choice("reconstruct.window", raw.reconstruct.window.as_deref(), "ram-lak", &Window::NAMES)?;
+    let window = choice("reconstruct.window", raw.reconstruct.window.as_deref(), "ram-lak", &Window::NAMES)?;
     let limit = raw.memory.host_limit.as_deref().unwrap_or("2 GiB");
     let host_limit_bytes = parse_bytes(limit).filter(|bytes| *bytes > 0).ok_or_else(|| {
         ConfigError::value(

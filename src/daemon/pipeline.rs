@@ -423,9 +423,17 @@ fn pose_of(header: &FrameHeader) -> ViewPose {
     }
 }
 
-/// Refuses a frame whose source is not where the plan has it: it belongs to another scan, and its weights would be wrong.
+/// Refuses a frame whose source is not where the plan has it: it belongs to another scan, and its weights would be wrong; and a
+/// pose that is none. (Said here and not by [`ViewPose::check`], which words its errors on the heap.)
 fn pose_refusal(view: u32, pose: &ViewPose, planned: &ViewPose) -> Option<Refusal> {
     let off_mm = (pose.source_mm - planned.source_mm).length();
     let limit_mm = POSE_TOLERANCE * planned.source_mm.length();
-    (off_mm.is_nan() || off_mm > limit_mm).then_some(Refusal::Pose { view, off_mm, limit_mm })
+    if off_mm.is_nan() || off_mm > limit_mm {
+        return Some(Refusal::Pose { view, off_mm, limit_mm });
+    }
+    let (column, row) = (pose.column_step_mm, pose.row_step_mm);
+    let area_mm2 = column.cross(row).length();
+    let spans_a_plane = area_mm2 >= 1e-9 * column.length().max(row.length()).max(1e-9);
+    let distance_mm = if spans_a_plane { pose.source_to_plane_mm() } else { 0.0 };
+    (distance_mm.is_nan() || distance_mm < 1e-6).then_some(Refusal::Degenerate { view, area_mm2, distance_mm })
 }

@@ -309,8 +309,9 @@ impl Turn {
         order.rotate_left((last + 1) % n);
         gaps.rotate_left((last + 1) % n);
         let largest = gaps[n - 1];
-        // Repeated angles (several turns) are no steps; a microradian is a micrometre at a metre.
-        let mut others: Vec<f64> = gaps[..n - 1].iter().copied().filter(|&g| g > 1e-6).collect();
+        // Repeated angles (several turns) are no steps.
+        let least = 0.05 * (TAU - largest) / n as f64;
+        let mut others: Vec<f64> = gaps[..n - 1].iter().copied().filter(|&g| g > least).collect();
         others.sort_by(f64::total_cmp);
         let typical = others.get(others.len() / 2).copied().unwrap_or(largest);
         let (before, after) = if n > 1 { (gaps[0], gaps[n - 2]) } else { (0.0, 0.0) };

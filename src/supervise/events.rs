@@ -36,6 +36,18 @@ pub enum Refusal {
         /// Largest distance accepted.
         limit_mm: f64,
     },
+    /// A pose that is none.
+    #[error(
+        "view {view}: a pixel spans {area_mm2} mm^2, the source is {distance_mm} mm before the detector's plane: both must be > 0; check the pose that the gantry sends"
+    )]
+    Degenerate {
+        /// The frame's view.
+        view: u32,
+        /// Area between the column and row steps.
+        area_mm2: f64,
+        /// Source to detector plane; 0 where there is no plane.
+        distance_mm: f64,
+    },
     /// Another detector.
     #[error(
         "frame of {columns} x {rows} pixels, planned {planned_columns} x {planned_rows}: correct [geometry] columns and rows"

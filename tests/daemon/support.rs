@@ -118,7 +118,7 @@ impl Room {
     /// Writes the settings anew.
     pub(crate) fn settings(&self, extra: &str) {
         let has = |section: &str| extra.contains(&format!("[{section}]"));
-        let mut text = format!("[geometry]\nscan = \"scene\"\n");
+        let mut text = String::from("[geometry]\nscan = \"scene\"\n");
         for (section, keys) in [
             ("shared_memory", format!("name = \"{}\"\nring_slots = 16\n", self.name)),
             ("publish", "preview_every_views = 10\nframe_rate_fps = 100.0\n".into()),

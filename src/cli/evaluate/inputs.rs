@@ -70,10 +70,29 @@ fn read(path: &Path) -> Result<Volume, Failure> {
     Err(refuse(format!("{name}: not a volume by its name; give a .nii, .nii.gz or .npy")))
 }
 
+/// The ground truth of a scene folder: in HU beside a volume in HU, else in the scene's own values.
+fn read_ground_truth(folder: &Path, as_hu: bool) -> Result<Volume, Failure> {
+    let scan = scene::read_description(folder).map_err(input)?;
+    let Some(mu_per_mm) = scene::read_ground_truth_per_mm(folder).map_err(input)? else {
+        return Err(refuse(format!(
+            "{}: this scene holds no ground truth (`vol` in meta_data.json)",
+            folder.display()
+        )));
+    };
+    let is_hu = as_hu && scan.scale.is_absolute;
+    let values =
+        if is_hu { scan.scale.volume_hu(mu_per_mm.view()) } else { scan.scale.volume_values(mu_per_mm.view()) };
+    Ok(Volume { values, voxel_to_world_mm: Some(grid_to_world_mm(&scan.grid, scan.patient_offset_mm)), is_hu })
+}
+
 /// Reads everything the arguments name and brings it onto OUT's grid.
 pub(super) fn load(arguments: &Arguments) -> Result<Pair, Failure> {
     let mut out = read(&arguments.out)?;
-    let mut reference = read(&arguments.reference)?;
+    let mut reference = if arguments.reference.is_dir() {
+        read_ground_truth(&arguments.reference, out.is_hu)?
+    } else {
+        read(&arguments.reference)?
+    };
     let names = || format!("{} and {}", arguments.out.display(), arguments.reference.display());
     if !arguments.dice && out.is_hu != reference.is_hu {
         return Err(refuse(format!(

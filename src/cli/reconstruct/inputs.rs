@@ -33,7 +33,9 @@ pub(super) fn parse_views(text: &str) -> Result<ViewRange, String> {
     }
     let number = |index: usize, name: &str| match parts.get(index).copied().unwrap_or("") {
         "" => Ok(None),
-        part => part.parse::<usize>().map(Some).map_err(|_| format!("{name} is \"{part}\": must be a whole number >= 0")),
+        part => {
+            part.parse::<usize>().map(Some).map_err(|_| format!("{name} is \"{part}\": must be a whole number >= 0"))
+        }
     };
     let range = ViewRange {
         first: number(0, "FIRST")?.unwrap_or(0),
@@ -54,7 +56,9 @@ pub(super) fn window(text: &str) -> Result<(Window, f64), String> {
     let window = window.ok_or_else(|| format!("no window \"{name}\"; there are {}", names()))?;
     match cutoff.parse::<f64>() {
         Ok(cutoff) if cutoff > 0.0 && cutoff <= 1.0 => Ok((window, cutoff)),
-        _ => Err(format!("cut-off \"{cutoff}\": must be a number in (0, 1], a share of the detector's highest frequency")),
+        _ => Err(format!(
+            "cut-off \"{cutoff}\": must be a number in (0, 1], a share of the detector's highest frequency"
+        )),
     }
 }
 
@@ -67,9 +71,7 @@ fn input(error: FormatError) -> Failure {
 pub(super) fn load(arguments: &Arguments) -> Result<Scan, Failure> {
     let path = &arguments.scan;
     let mut scan = if path.is_dir() {
-        for (option, given) in
-            [("--projections", arguments.projections.is_some()), ("--i0", arguments.i0.is_some())]
-        {
+        for (option, given) in [("--projections", arguments.projections.is_some()), ("--i0", arguments.i0.is_some())] {
             if given {
                 return Err(Failure {
                     message: format!("{option} belongs to an RTK geometry.xml, but {} is a folder", path.display()),
@@ -139,7 +141,9 @@ mod tests {
         assert_eq!(parse_views("2:5").unwrap().of(10), [2, 3, 4]);
         assert_eq!(parse_views("7:99:2").unwrap().of(10), [7, 9]);
         assert!(parse_views("5:").unwrap().of(3).is_empty());
-        for (text, says) in [("4", "FIRST:END"), ("1:2:0", "at least 1"), ("a:2", "FIRST is \"a\""), ("1:-2", "END is \"-2\"")] {
+        for (text, says) in
+            [("4", "FIRST:END"), ("1:2:0", "at least 1"), ("a:2", "FIRST is \"a\""), ("1:-2", "END is \"-2\"")]
+        {
             assert!(parse_views(text).unwrap_err().contains(says), "{text}");
         }
     }

@@ -51,7 +51,8 @@ pub(super) fn write(
         if is_npy(path) {
             npy::write_volume(path, scan.scale.volume_values(volume).view()).map_err(output)?;
         } else {
-            nifti::write_mu(path, volume, grid, &scan.scale, scan.patient_offset_mm, Storage::Float32).map_err(output)?;
+            nifti::write_mu(path, volume, grid, &scan.scale, scan.patient_offset_mm, Storage::Float32)
+                .map_err(output)?;
         }
     }
     if let Some(path) = &arguments.png {

@@ -1,4 +1,6 @@
 //! Joseph's method ray by ray, for any pose (roll, pitch, steep cones): see [`super::joseph`].
+//!
+//! One ray after the other in scalar code, about 35 (forward) and 55 (adjoint) cycles a sample: some 40 times slower than the path by columns.
 
 #![forbid(unsafe_code)]
 
@@ -103,24 +105,43 @@ impl Ray {
             if p <= -1.0 || p >= planes.p_count as f64 || q <= -1.0 || q >= planes.q_count as f64 {
                 return None;
             }
-            let (p_floor, q_floor) = (p.floor(), q.floor());
+            // Both are above -1 here: truncation after a shift, where the plain target's `floor` is a call.
+            let (p_floor, q_floor) = (whole_above(p), whole_above(q));
             Some(Sample {
                 plane,
                 p: p_floor as isize,
                 q: q_floor as isize,
-                p_weight: (p - p_floor) as f32,
-                q_weight: (q - q_floor) as f32,
+                p_weight: (p - f64::from(p_floor)) as f32,
+                q_weight: (q - f64::from(q_floor)) as f32,
             })
         })
     }
+}
+
+/// Floor of a number above -1.
+#[inline(always)]
+fn whole_above(value: f64) -> i32 {
+    (value + 1.0) as i32 - 1
 }
 
 /// Line integral along the ray to pixel (`v`, `u`).
 pub(super) fn integrate(view: &IndexView, volume: &[f32], v: usize, u: usize) -> f32 {
     let ray = Ray::new(view, v, u);
     let planes = Planes::across(ray.axis, view.voxels);
+    let (p_inner, q_inner) = (0..planes.p_count as isize - 1, 0..planes.q_count as isize - 1);
     let mut sum = 0.0;
     for sample in ray.samples(planes, 0, planes.count) {
+        if p_inner.contains(&sample.p) && q_inner.contains(&sample.q) {
+            let start = sample.plane * planes.stride
+                + sample.p as usize * planes.p_stride
+                + sample.q as usize * planes.q_stride;
+            let near = &volume[start..start + planes.p_stride + planes.q_stride + 1];
+            let (a, b) = (near[0], near[planes.q_stride]);
+            let (c, d) = (near[planes.p_stride], near[planes.p_stride + planes.q_stride]);
+            let (a, b) = (a + sample.q_weight * (b - a), c + sample.q_weight * (d - c));
+            sum += a + sample.p_weight * (b - a);
+            continue;
+        }
         let value = |p: isize, q: isize| {
             if (0..planes.p_count as isize).contains(&p) && (0..planes.q_count as isize).contains(&q) {
                 volume[sample.plane * planes.stride + p as usize * planes.p_stride + q as usize * planes.q_stride]

@@ -59,6 +59,8 @@ pub(super) fn weight_projections(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
     use crate::geometry::Detector;
 

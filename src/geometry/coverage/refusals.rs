@@ -237,7 +237,7 @@ pub(super) fn classify(turn: &Turn, fan: &Fan, warnings: &mut Vec<String>) -> Re
             "reduce the detector's offset along its columns (a half-fan needs a strip beyond the axis), and check its unit (mm)",
         );
     }
-    let closed = turn.largest_gap_rad <= CLOSED_TURN_STEPS * turn.typical_gap_rad;
+    let closed = turn.angles.len() > 1 && turn.largest_gap_rad <= CLOSED_TURN_STEPS * turn.typical_gap_rad;
     let asymmetric = fan.far_rad() - fan.near_rad() > fan.column_rad;
     let displaced = asymmetric && fan.near_rad() < fan.needed_rad;
     if displaced && closed {
