@@ -25,7 +25,7 @@ fn refused_settings_end_with_their_own_codes() {
         let message = refused(&room, command, 6);
         assert_names(
             &message,
-            &["memory.host_limit = 300.0 KiB", "largest buffers: ", "ring: frame slots", "raise memory.host_limit"],
+            &["memory.host_limit = 300.0 KiB", "largest buffers: ", "publish: volume slots", "raise memory.host_limit"],
         );
 
         room.settings("[volume]\nsize_mm = [4.0, 4.0, 4.0]\ncentre_mm = [900.0, 0.0, 0.0]");
