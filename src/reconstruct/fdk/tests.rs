@@ -282,7 +282,8 @@ fn the_error_at_the_limits_of_tilt_and_wobble_is_bounded() {
     let truth = phantom.voxelise(&grid, 3);
     // Smoothed: without a window, aliasing hides the tilts (any asymmetry reduces it).
     let settings = FdkSettings { window: Window::Hann, ..FdkSettings::default() };
-    let error = |geometry: &ScanGeometry| relative(&fdk(&phantom, geometry, &grid, settings), truth.as_slice().unwrap());
+    let error =
+        |geometry: &ScanGeometry| relative(&fdk(&phantom, geometry, &grid, settings), truth.as_slice().unwrap());
     let best = error(&ideal.over_arc(180, 0.0, TAU));
     let mut wobbling = ideal.over_arc(180, 0.0, TAU);
     for (i, view) in wobbling.views.iter_mut().enumerate() {

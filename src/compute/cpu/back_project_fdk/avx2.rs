@@ -22,7 +22,7 @@ pub(super) unsafe fn add_to_line(
     iy: usize,
     height: usize,
     line: &mut [f32],
-    blends: &mut [f32],
+    blend: &mut [f32],
 ) {
     let padded = height.next_multiple_of(LINE);
     let rays = view.rays(ix, iy, line.len() / padded, height);
@@ -31,7 +31,7 @@ pub(super) unsafe fn add_to_line(
             continue;
         }
         // SAFETY: the features are this function's own.
-        let done = unsafe { add_to_column(view, &rays, i, column, &mut blends[..view.layout.stride]) };
+        let done = unsafe { add_to_column(view, &rays, i, column, &mut blend[..view.layout.stride]) };
         if !done {
             plain::add_to_column(view, &rays, i, column);
         }
