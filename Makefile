@@ -41,6 +41,7 @@ test-rust: bridge
 # The proofs that belong to the optimised build: no allocation after "ready".
 test-release: bridge
 	$(CARGO) test --release --locked --test no_allocation
+	$(CARGO) test --release --locked --test gaussians_allocate_nothing
 
 # Every interleaving of the frame ring and the volume slots, within loom's bounds.
 test-loom:
@@ -53,6 +54,7 @@ lint:
 bench: build
 	$(CARGO) bench --locked --bench projector
 	$(CARGO) bench --locked --bench fdk
+	$(CARGO) bench --locked --bench gaussians
 
 .venv-peers/ready:
 	$(PYTHON) -m venv .venv-peers && .venv-peers/bin/pip install --quiet --disable-pip-version-check numpy itk-rtk && touch .venv-peers/ready

@@ -5,6 +5,7 @@
 //! Every operation gives bit-identical results for any number of threads.
 
 pub mod cpu;
+pub mod gaussians;
 
 use crate::error::{Classed, ErrorClass};
 use crate::geometry::{Detector, ScanGeometry, VolumeGrid};
@@ -35,6 +36,20 @@ pub enum ComputeError {
         needed: usize,
         /// Bytes there.
         prepared: usize,
+    },
+    /// A value that no result can come from.
+    #[error("{operation}: `{parameter}` of element {index} is {value}; it {requirement}")]
+    Value {
+        /// The operation's name.
+        operation: &'static str,
+        /// Which argument.
+        parameter: &'static str,
+        /// Position in that argument.
+        index: usize,
+        /// What stands there.
+        value: f32,
+        /// What it must satisfy.
+        requirement: &'static str,
     },
     /// The device asked for is not there or cannot do this.
     #[error("device {device}: {reason}")]

@@ -255,6 +255,15 @@ impl VolumeGrid {
         Self::over_box(voxels, self.size_mm(), self.centre_mm)
     }
 
+    /// The part of `voxels` voxels that starts at voxel `first`, as a grid of its own (the same centres; its own order of memory).
+    /// The part may stick out of the grid.
+    #[must_use]
+    pub fn part(&self, first: [usize; 3], voxels: [usize; 3]) -> Self {
+        let half = |k: usize| first[k] as f64 + 0.5 * (voxels[k] as f64 - 1.0);
+        let centre_mm = self.origin_mm() + self.voxel_mm * DVec3::new(half(0), half(1), half(2));
+        Self { voxels, voxel_mm: self.voxel_mm, centre_mm }
+    }
+
     /// Refuses empty grids, absurd counts and spacings that are not positive and finite.
     ///
     /// # Errors

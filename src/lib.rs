@@ -19,6 +19,7 @@ pub mod ingest;
 pub mod preprocess;
 pub mod compute;
 pub mod reconstruct;
+pub mod represent;
 pub mod publish;
 
 pub mod daemon;

@@ -7,14 +7,12 @@
 
 mod events;
 mod ladder;
-mod latency;
 mod log;
 mod status;
 
 pub(crate) use events::status_words;
 pub use events::{Event, Refusal};
 pub use ladder::{Ladder, LadderCounters, Rung};
-pub use latency::{Latency, LatencySummary};
 pub use log::start as start_log;
 pub(crate) use status::state_name;
 pub use status::{StatusReport, write_atomically};
@@ -26,6 +24,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crossbeam::queue::ArrayQueue;
 use firmware_bridge::clock::monotonic_ns;
 
+use crate::measure::latency::LatencyHistogram;
 use crate::plan::{Buffer, Place};
 
 /// Events that wait for the supervising thread; more are counted as lost.
@@ -192,9 +191,9 @@ pub struct ReconstructTelemetry {
     /// Counters of preprocessing.
     pub preprocess: crate::preprocess::PreprocessCounters,
     /// Exposure's end to the view being in the volume.
-    pub frame_latency: Latency,
+    pub frame_latency: LatencyHistogram,
     /// Exposure's end of the last frame to the volume being readable.
-    pub preview_latency: Latency,
+    pub preview_latency: LatencyHistogram,
     /// The degrade ladder.
     pub ladder: LadderCounters,
     /// The rung it stands on.
@@ -217,7 +216,7 @@ impl Supervision {
     #[must_use]
     pub fn buffers() -> Vec<Buffer> {
         vec![
-            Buffer::new("supervise: latency histograms", 2 * Latency::bytes(), Place::Host),
+            Buffer::new("supervise: latency histograms", 2 * LatencyHistogram::bytes(), Place::Host),
             Buffer::new(
                 "supervise: event queue",
                 // A queue's cell is its element and a sequence number.
@@ -241,8 +240,8 @@ impl Supervision {
             reconstruct: Mutex::new(ReconstructTelemetry {
                 counters: ReconstructCounters::default(),
                 preprocess: crate::preprocess::PreprocessCounters::default(),
-                frame_latency: Latency::new(),
-                preview_latency: Latency::new(),
+                frame_latency: LatencyHistogram::new(),
+                preview_latency: LatencyHistogram::new(),
                 ladder: LadderCounters::default(),
                 rung: Rung::Full,
                 scan: crate::daemon::ScanSummary::default(),

@@ -1,9 +1,23 @@
 //! The operations on the CPU: all cores (an own rayon pool), SIMD chosen at run time, a file an operation.
 
+mod adam_step;
 mod back_project_fdk;
 mod back_project_matched;
 mod filter_rows;
 mod forward_project;
+mod gaussian_bins;
+mod gaussian_kernel;
+mod gaussian_lanes;
+mod gaussian_operations;
+mod gaussian_project;
+mod gaussian_project_backward;
+mod gaussian_shape;
+mod gaussian_view;
+mod gaussian_voxel;
+mod gaussian_voxelise;
+mod gaussian_voxelise_backward;
+#[cfg(test)]
+mod gaussian_tests;
 mod joseph;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
@@ -30,6 +44,7 @@ pub struct CpuCompute {
     pool: rayon::ThreadPool,
     simd: SimdLevel,
     scratch: Scratch,
+    gaussian_scratch: Scratch,
 }
 
 impl CpuCompute {
@@ -56,8 +71,8 @@ impl CpuCompute {
             .thread_name(|index| format!("compute-{index}"))
             .build()
             .map_err(|error| device(format!("cannot start {threads} threads: {error}")))?;
-        let scratch = Scratch::new(pool.current_num_threads());
-        Ok(Self { pool, simd, scratch })
+        let threads = pool.current_num_threads();
+        Ok(Self { pool, simd, scratch: Scratch::new(threads), gaussian_scratch: Scratch::new(threads) })
     }
 
     /// The SIMD level in use.

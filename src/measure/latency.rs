@@ -10,7 +10,9 @@ pub const LONGEST_NS: u64 = 60_000_000_000;
 
 /// A histogram that never grows: about 120 kB, allocated at once; recording allocates nothing.
 ///
-/// Latencies are kept to three significant digits between 1 us and one minute.
+/// Latencies are kept to three significant digits between 1 us and one minute. Measure them from the moment that the schedule or
+/// the gantry's own time stamp names, not from when one got round to the event: then a stall counts in full for every event
+/// that it held up, and nothing is omitted in coordination with it.
 #[derive(Debug, Clone)]
 pub struct LatencyHistogram {
     histogram: Histogram<u64>,
@@ -30,16 +32,16 @@ pub struct Worst {
 /// The figures of a histogram.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LatencySummary {
-    /// Number of latencies recorded (with those added for omitted events).
+    /// Number of latencies recorded.
     pub count: u64,
-    /// Median in ns.
-    pub p50_ns: u64,
-    /// 99th percentile in ns.
-    pub p99_ns: u64,
-    /// 99.99th percentile in ns.
-    pub p9999_ns: u64,
-    /// Maximum in ns, exact.
-    pub max_ns: u64,
+    /// Median, ms.
+    pub p50_ms: f64,
+    /// 99th percentile, ms.
+    pub p99_ms: f64,
+    /// 99.99th percentile, ms.
+    pub p99_99_ms: f64,
+    /// Maximum, ms, exact.
+    pub max_ms: f64,
     /// Which event was the worst.
     pub worst_id: Option<u64>,
     /// Events longer than [`LONGEST_NS`].
@@ -66,29 +68,17 @@ impl LatencyHistogram {
 
     /// Records one event.
     pub fn record(&mut self, latency_ns: u64, id: u64) {
-        self.note(latency_ns, id);
-        self.histogram.saturating_record(latency_ns.min(LONGEST_NS));
-    }
-
-    /// Records one event of a fixed schedule. Where it took longer than `interval_ns`, the events that could not even begin meanwhile
-    /// are added with what they would have waited (correction for coordinated omission).
-    pub fn record_scheduled(&mut self, latency_ns: u64, id: u64, interval_ns: u64) {
-        self.record(latency_ns, id);
-        if interval_ns == 0 {
-            return;
-        }
-        let mut missing = latency_ns.min(LONGEST_NS).saturating_sub(interval_ns);
-        while missing >= interval_ns {
-            self.histogram.saturating_record(missing);
-            missing -= interval_ns;
-        }
-    }
-
-    fn note(&mut self, latency_ns: u64, id: u64) {
         self.beyond += u64::from(latency_ns > LONGEST_NS);
         if self.worst.is_none_or(|worst| latency_ns > worst.latency_ns) {
             self.worst = Some(Worst { latency_ns, id });
         }
+        self.histogram.saturating_record(latency_ns.min(LONGEST_NS));
+    }
+
+    /// Bytes that [`LatencyHistogram::new`] allocates.
+    #[must_use]
+    pub fn bytes() -> u64 {
+        Self::new().histogram.distinct_values() as u64 * 8
     }
 
     /// The longest latency and whose it was.
@@ -115,13 +105,13 @@ impl LatencyHistogram {
     pub fn summary(&self) -> LatencySummary {
         let max_ns = self.worst.map_or(0, |worst| worst.latency_ns);
         // A bucket's upper end may lie above the exact maximum.
-        let at = |percentile: f64| self.histogram.value_at_percentile(percentile).min(max_ns);
+        let at = |percentile: f64| self.histogram.value_at_percentile(percentile).min(max_ns) as f64 / 1e6;
         LatencySummary {
             count: self.histogram.len(),
-            p50_ns: at(50.0),
-            p99_ns: at(99.0),
-            p9999_ns: at(99.99),
-            max_ns,
+            p50_ms: at(50.0),
+            p99_ms: at(99.0),
+            p99_99_ms: at(99.99),
+            max_ms: max_ns as f64 / 1e6,
             worst_id: self.worst.map(|worst| worst.id),
             beyond: self.beyond,
         }
@@ -130,14 +120,10 @@ impl LatencyHistogram {
 
 impl fmt::Display for LatencySummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = |ns: u64| ns as f64 / 1e6;
         write!(
             f,
             "p50 {:.3} ms, p99 {:.3} ms, p99.99 {:.3} ms, max {:.3} ms",
-            ms(self.p50_ns),
-            ms(self.p99_ns),
-            ms(self.p9999_ns),
-            ms(self.max_ns)
+            self.p50_ms, self.p99_ms, self.p99_99_ms, self.max_ms
         )?;
         if let Some(id) = self.worst_id {
             write!(f, " (event {id})")?;

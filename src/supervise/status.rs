@@ -7,8 +7,9 @@ use firmware_bridge::layout::DaemonState;
 use firmware_bridge::slots::Status;
 use serde::Serialize;
 
-use super::{IngestCounters, LadderCounters, LatencySummary, ReconstructCounters, Rung, Supervision};
+use super::{IngestCounters, LadderCounters, ReconstructCounters, Rung, Supervision};
 use crate::daemon::ScanSummary;
+use crate::measure::latency::LatencySummary;
 use crate::preprocess::PreprocessCounters;
 
 /// Everything that the daemon knows of itself.
