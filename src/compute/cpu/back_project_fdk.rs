@@ -13,8 +13,10 @@
 //!
 //! The machine's floor. Operations: 16 voxels of one view take 9 vector instructions for the resampling and 2 for each 16
 //! pixels that they span (blend), on two ports: 5.5 cycles where voxels are as large as pixels. Bytes: views read and written
-//! once by the copy (8 bytes a pixel), volume read and written once a call (8 bytes a voxel), each tile reads its share of
-//! the copied views. `benches/fdk.rs` measures the ratio to both.
+//! once by the copy and read once (16 bytes a pixel), volume read and written once a call (8 bytes a voxel). `benches/fdk.rs`
+//! measures the ratio. What is known of the rest: pixels are loaded at odd addresses, two cache lines each, and blended again
+//! where neighbouring steps overlap (keeping blends in scratch costs more: its stores delay the loads behind them); setting up
+//! a column takes about 15 cycles.
 
 #![allow(unsafe_code)] // Tiles of one volume are written by several tasks; the SIMD kernels behind need unsafe themselves.
 
@@ -48,15 +50,13 @@ const GROUP: usize = 32;
 /// Floats of a cache line; columns of a cell are padded to it.
 const LINE: usize = 16;
 
-/// Blended detector columns that a task keeps.
-const BLENDS: usize = 4;
-
 fn need_for(layout: Layout, views: usize, height: usize) -> Need {
     let cell = CELL[0] * CELL[1] * height.next_multiple_of(LINE);
-    Need { shared: layout.view_floats().saturating_mul(views), per_thread: cell.saturating_add(BLENDS * layout.stride) }
+    Need { shared: layout.view_floats().saturating_mul(views), per_thread: cell.saturating_add(layout.stride) }
 }
 
-/// Scratch: the views of one call in `[u][v]` order; a cell of voxels and some blended detector columns a thread.
+/// Scratch: the views of one call in `[u][v]` order; a cell of voxels and (for AVX2) a blended detector column a
+/// thread.
 pub(super) fn need(workload: &Workload) -> Need {
     let layout = Layout::of(Detector { columns: workload.columns, rows: workload.rows });
     need_for(layout, workload.views_per_call, workload.voxels[2])
@@ -138,7 +138,7 @@ fn back_project_pass(
         let (x0, y0) = (index / tiles_y * tile, index % tiles_y * tile);
         let (x1, y1) = ((x0 + tile).min(nx), (y0 + tile).min(ny));
         let mut guard = scratch.of_this_thread();
-        let (cell, blends) = guard.floats().split_at_mut(CELL[0] * CELL[1] * padded);
+        let (cell, blend) = guard.floats().split_at_mut(CELL[0] * CELL[1] * padded);
         let group_floats = GROUP * layout.view_floats();
         for (poses, copies) in poses.chunks(GROUP).zip(copies.chunks(group_floats)) {
             let mut views = [View::EMPTY; GROUP];
@@ -160,7 +160,7 @@ fn back_project_pass(
                     for view in views {
                         for ix in lines.clone() {
                             let line = &mut cell[place(ix, 0)..][..count * padded];
-                            add_to_line(simd, view, ix, cy, height, line, blends);
+                            add_to_line(simd, view, ix, cy, height, line, blend);
                         }
                     }
                     for ix in lines {
@@ -186,7 +186,7 @@ fn add_to_line(
     iy: usize,
     height: usize,
     line: &mut [f32],
-    blends: &mut [f32],
+    blend: &mut [f32],
 ) {
     if !view.upright {
         for (i, column) in line.chunks_exact_mut(height.next_multiple_of(LINE)).enumerate() {
@@ -197,10 +197,10 @@ fn add_to_line(
     match simd {
         // SAFETY: a carrier's level never exceeds what the processor was found to offer (`CpuCompute::with_simd`).
         #[cfg(target_arch = "x86_64")]
-        SimdLevel::Avx512 => unsafe { avx512::add_to_line(view, ix, iy, height, line, blends) },
+        SimdLevel::Avx512 => unsafe { avx512::add_to_line(view, ix, iy, height, line) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        SimdLevel::Avx2 => unsafe { avx2::add_to_line(view, ix, iy, height, line, blends) },
+        SimdLevel::Avx2 => unsafe { avx2::add_to_line(view, ix, iy, height, line, blend) },
         _ => plain::add_to_line(view, ix, iy, height, line),
     }
 }

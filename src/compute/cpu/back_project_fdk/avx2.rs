@@ -1,4 +1,5 @@
-//! Resampling along z with AVX2: eight voxels a step, pixels by register permutes.
+//! Resampling along z with AVX2: eight voxels a step, pixels by register permutes, or gathered where voxels are
+//! coarser than two of them.
 
 #![allow(unsafe_code)] // SIMD.
 
@@ -22,7 +23,7 @@ pub(super) unsafe fn add_to_line(
     iy: usize,
     height: usize,
     line: &mut [f32],
-    blends: &mut [f32],
+    blend: &mut [f32],
 ) {
     let padded = height.next_multiple_of(LINE);
     let rays = view.rays(ix, iy, line.len() / padded, height);
@@ -31,14 +32,14 @@ pub(super) unsafe fn add_to_line(
             continue;
         }
         // SAFETY: the features are this function's own.
-        let done = unsafe { add_to_column(view, &rays, i, column, &mut blends[..view.layout.stride]) };
+        let done = unsafe { add_to_column(view, &rays, i, column, &mut blend[..view.layout.stride]) };
         if !done {
             plain::add_to_column(view, &rays, i, column);
         }
     }
 }
 
-/// Adds one ray's blended pixels; false, and nothing done, where the rows lie too far apart or outside the margins.
+/// Adds one ray's blended pixels; false, and nothing done, where rows lie outside the margins.
 ///
 /// # Safety
 /// AVX2 and FMA; `column` is padded to whole steps.
@@ -48,11 +49,12 @@ unsafe fn add_to_column(view: &View<'_>, rays: &Rays, i: usize, column: &mut [f3
     let (first, end) = (rays.first[i] / LANES, rays.end[i].div_ceil(LANES));
     let position = |step: usize| rays.row[i] + (step * LANES) as f64 * rays.step[i] + MARGIN as f64;
     // Rows grow with z, so the first and the last step settle that all reads stay in the column and its margins.
-    let (low, high) = (position(first), position(end - 1) + 17.0);
-    // 7 steps and one pixel of interpolation must stay within the pixels in two registers.
-    if low < 0.0 || high > blend.len() as f64 || rays.step[i] >= 1.999 {
+    let (low, high) = (position(first), position(end - 1) + 17.0_f64.max(8.0 * rays.step[i] + 2.0));
+    if low < 0.0 || high > blend.len() as f64 {
         return false;
     }
+    // 7 steps and one pixel of interpolation must stay within the pixels in two registers; else pixels are gathered.
+    let coarse = rays.step[i] >= 1.999;
     let pair = rays.pair(i, view);
     let (low, high) = (low as usize / LINE * LINE, (high as usize).next_multiple_of(LINE).min(blend.len()));
     debug_assert!(pair.len() == 2 * blend.len() && blend.len().is_multiple_of(LINE));
@@ -74,12 +76,17 @@ unsafe fn add_to_column(view: &View<'_>, rays: &Rays, i: usize, column: &mut [f3
             let offset = _mm256_add_ps(rows_of_lane, _mm256_set1_ps((start - f64::from(row)) as f32));
             let index = _mm256_cvttps_epi32(offset);
             let from = blend.as_ptr().add(row as usize);
-            let (p, q) = (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8)));
-            let pick = |index| {
-                let beyond = _mm256_castsi256_ps(_mm256_cmpgt_epi32(index, seven));
-                _mm256_blendv_ps(_mm256_permutevar8x32_ps(p, index), _mm256_permutevar8x32_ps(q, index), beyond)
+            let next = _mm256_add_epi32(index, one);
+            let (low, high) = if coarse {
+                (_mm256_i32gather_ps::<4>(from, index), _mm256_i32gather_ps::<4>(from, next))
+            } else {
+                let (p, q) = (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8)));
+                let pick = |index| {
+                    let beyond = _mm256_castsi256_ps(_mm256_cmpgt_epi32(index, seven));
+                    _mm256_blendv_ps(_mm256_permutevar8x32_ps(p, index), _mm256_permutevar8x32_ps(q, index), beyond)
+                };
+                (pick(index), pick(next))
             };
-            let (low, high) = (pick(index), pick(_mm256_add_epi32(index, one)));
             let part = _mm256_sub_ps(offset, _mm256_cvtepi32_ps(index));
             let voxel = column.as_mut_ptr().add(step * LANES);
             let sum = _mm256_add_ps(_mm256_loadu_ps(voxel), low);

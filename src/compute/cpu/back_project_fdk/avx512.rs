@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use super::transpose::MARGIN;
 use super::view::{RAYS, View};
-use super::{BLENDS, LINE, plain};
+use super::{LINE, plain};
 
 /// Voxels of a step.
 const LANES: usize = 16;
@@ -26,9 +26,6 @@ struct Setup {
     pair: [i32; RAYS],
     first_step: [i32; RAYS],
     end_step: [i32; RAYS],
-    /// Rows to blend, in whole cache lines.
-    low: [i32; RAYS],
-    high: [i32; RAYS],
     /// Columns that the detector sees.
     seen: u8,
     /// Those of them whose rows lie too far apart, or too far out, for the kernel.
@@ -82,10 +79,6 @@ unsafe fn set_up(view: &View<'_>, ix: usize, iy: usize, count: usize, height: us
     let part = _mm512_sub_pd(column, _mm512_cvtepi32_pd(left));
     let gain = _mm512_mul_pd(near, near);
     let right_weight = _mm512_mul_pd(part, gain);
-    let line = _mm256_set1_epi32(!(LINE as i32 - 1));
-    let low = _mm256_and_si256(_mm512_cvttpd_epi32(start), line);
-    let high = _mm256_and_si256(_mm256_add_epi32(_mm512_cvttpd_epi32(furthest), _mm256_set1_epi32(LINE as i32)), line);
-    let high = _mm256_min_epi32(high, _mm256_set1_epi32(layout.stride as i32));
     let pair = _mm256_mullo_epi32(left, _mm256_set1_epi32(layout.stride as i32));
     // SAFETY: vectors and arrays of these types have the same size and no invalid values.
     unsafe {
@@ -99,8 +92,6 @@ unsafe fn set_up(view: &View<'_>, ix: usize, iy: usize, count: usize, height: us
             pair: integers(pair),
             first_step: integers(first_step),
             end_step: integers(end_step),
-            low: integers(low),
-            high: integers(high),
             seen,
             odd: seen & !sound,
         }
@@ -112,17 +103,10 @@ unsafe fn set_up(view: &View<'_>, ix: usize, iy: usize, count: usize, height: us
 /// # Safety
 /// AVX-512 F, DQ, BW and VL, AVX2, FMA.
 #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")]
-pub(super) unsafe fn add_to_line(
-    view: &View<'_>,
-    ix: usize,
-    iy: usize,
-    height: usize,
-    line: &mut [f32],
-    blends: &mut [f32],
-) {
+pub(super) unsafe fn add_to_line(view: &View<'_>, ix: usize, iy: usize, height: usize, line: &mut [f32]) {
     let padded = height.next_multiple_of(LINE);
     let (count, stride) = (line.len() / padded, view.layout.stride);
-    debug_assert!(count <= RAYS && blends.len() >= BLENDS * stride && view.pixels.len() <= i32::MAX as usize);
+    debug_assert!(count <= RAYS && view.pixels.len() <= i32::MAX as usize);
     // SAFETY: the features are this function's own. `set_up` marks as seen and not odd only columns all of whose rows lie in
     // the detector columns and their margins, and whose steps lie in `line`.
     unsafe {
@@ -134,66 +118,44 @@ pub(super) unsafe fn add_to_line(
             }
         }
         let kernel = setup.seen & !setup.odd;
-        // Some columns are blended before the first of them is resampled: loads that span two stores wait until both are done.
-        for first in (0..count).step_by(BLENDS) {
-            let some = first..(first + BLENDS).min(count);
-            for i in some.clone().filter(|i| kernel >> i & 1 == 1) {
-                let pair = view.pixels.as_ptr().add(setup.pair[i] as usize);
-                blend(&setup, i, pair, stride, blends.as_mut_ptr().add((i - first) * stride));
-            }
-            for i in some.filter(|i| kernel >> i & 1 == 1) {
-                let pixels = blends.as_ptr().add((i - first) * stride);
-                let column = line.as_mut_ptr().add(i * padded);
-                // 15 steps and one pixel of interpolation must stay within the pixels in the registers: 32, or 32 for each
-                // half of the lanes.
-                if setup.step[i] < 1.999 {
-                    resample::<false>(&setup, i, pixels, column);
-                } else {
-                    resample::<true>(&setup, i, pixels, column);
-                }
+        for i in (0..count).filter(|i| kernel >> i & 1 == 1) {
+            let pair = view.pixels.as_ptr().add(setup.pair[i] as usize);
+            let column = line.as_mut_ptr().add(i * padded);
+            // 15 steps and one pixel of interpolation must stay within the pixels in the registers: 16, 32, or 32 for each
+            // half of the lanes.
+            if setup.step[i] < 0.93 {
+                resample::<1>(&setup, i, pair, stride, column);
+            } else if setup.step[i] < 1.999 {
+                resample::<2>(&setup, i, pair, stride, column);
+            } else {
+                resample::<4>(&setup, i, pair, stride, column);
             }
         }
     }
 }
 
-/// Blends the rows that ray `i` needs of its two detector columns, `1/w^2` included.
+/// Adds ray `i`'s two detector columns (`pair`, `stride` floats each), blended and resampled at each voxel's row, to its voxels.
+///
+/// `REACH`: registers of pixels that a step may touch: 1 (rows less than 0.93 apart), 2 (less than 1.999) or 4 (less than 3.999; two
+/// for each half of the lanes).
 ///
 /// # Safety
-/// AVX-512 F; `pair` holds two columns of `stride` floats, `out` one.
+/// AVX-512 F, DQ and VL; `set_up` has found ray `i` seen and not odd; its rows lie no further apart than `REACH` allows; `column` is
+/// padded to whole steps.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")]
-unsafe fn blend(setup: &Setup, i: usize, pair: *const f32, stride: usize, out: *mut f32) {
-    // SAFETY: 0 <= low <= high <= stride, multiples of 16.
-    unsafe {
-        let (a, b) = (_mm512_set1_ps(setup.weights[0][i]), _mm512_set1_ps(setup.weights[1][i]));
-        let mut row = setup.low[i] as usize;
-        let high = setup.high[i] as usize;
-        while row < high {
-            let right = _mm512_mul_ps(b, _mm512_loadu_ps(pair.add(stride + row)));
-            _mm512_storeu_ps(out.add(row), _mm512_fmadd_ps(a, _mm512_loadu_ps(pair.add(row)), right));
-            row += LINE;
-        }
-    }
-}
-
-/// Adds the blended pixels at each voxel's row to the voxels. `COARSE`: rows 2 to 3.999 apart instead of less than 1.999; each
-/// half of the lanes then has its own 32 pixels.
-///
-/// # Safety
-/// AVX-512 F, DQ and VL; `pixels` holds the rows of ray `i`, `column` its voxels, padded to whole steps.
-#[inline]
-#[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")]
-unsafe fn resample<const COARSE: bool>(setup: &Setup, i: usize, pixels: *const f32, column: *mut f32) {
+unsafe fn resample<const REACH: usize>(setup: &Setup, i: usize, pair: *const f32, stride: usize, column: *mut f32) {
     let (mut first, end) = (setup.first_step[i] as usize, setup.end_step[i] as usize);
     let (mut start, step) = (setup.start[i], setup.step[i]);
-    // SAFETY: the contract.
+    // SAFETY: the contract: `set_up` has checked the rows of the first and of the last step, and rows grow between.
     unsafe {
         let eight = _mm512_setr_pd(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0);
         let step_rows = _mm512_set1_pd(step * LANES as f64);
         let lane = _mm512_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0);
-        let lane = if COARSE { _mm512_mask_sub_ps(lane, 0xff00, lane, _mm512_set1_ps(8.0)) } else { lane };
+        let lane = if REACH == 4 { _mm512_mask_sub_ps(lane, 0xff00, lane, _mm512_set1_ps(8.0)) } else { lane };
         let rows_of_lane = _mm512_mul_ps(lane, _mm512_set1_ps(step as f32));
         let one = _mm512_set1_epi32(1);
+        let (a, b) = (_mm512_set1_ps(setup.weights[0][i]), _mm512_set1_ps(setup.weights[1][i]));
         // Whole and fractional part of the first rows of 16 steps.
         let split = |start: f64| {
             let low = _mm512_fmadd_pd(eight, step_rows, _mm512_set1_pd(start));
@@ -210,21 +172,31 @@ unsafe fn resample<const COARSE: bool>(setup: &Setup, i: usize, pixels: *const f
         };
         while first < end {
             let (rows, parts) = split(start);
-            let (middle_rows, middle_parts) = if COARSE { split(start + 8.0 * step) } else { (rows, parts) };
+            let (middle_rows, middle_parts) = if REACH == 4 { split(start + 8.0 * step) } else { (rows, parts) };
             let voxels = column.add(first * LANES);
             for k in 0..STEPS.min(end - first) {
-                let from = |row: i32| _mm512_loadu_ps(pixels.add(row as usize));
+                let from = |row: i32| {
+                    let left = pair.add(row as usize);
+                    _mm512_fmadd_ps(a, _mm512_loadu_ps(left), _mm512_mul_ps(b, _mm512_loadu_ps(left.add(stride))))
+                };
                 let mut begin = _mm512_set1_ps(parts[k]);
-                if COARSE {
+                if REACH == 4 {
                     begin = _mm512_mask_mov_ps(begin, 0xff00, _mm512_set1_ps(middle_parts[k]));
                 }
                 let offset = _mm512_add_ps(rows_of_lane, begin);
                 let index = _mm512_cvttps_epi32(offset);
                 let next = _mm512_add_epi32(index, one);
-                let (p, q) = (from(rows[k]), from(rows[k] + 16));
-                let mut low = _mm512_permutex2var_ps(p, index, q);
-                let mut high = _mm512_permutex2var_ps(p, next, q);
-                if COARSE {
+                let p = from(rows[k]);
+                let (mut low, mut high);
+                if REACH == 1 {
+                    low = _mm512_permutexvar_ps(index, p);
+                    high = _mm512_permutexvar_ps(next, p);
+                } else {
+                    let q = from(rows[k] + 16);
+                    low = _mm512_permutex2var_ps(p, index, q);
+                    high = _mm512_permutex2var_ps(p, next, q);
+                }
+                if REACH == 4 {
                     let (p, q) = (from(middle_rows[k]), from(middle_rows[k] + 16));
                     low = _mm512_mask_mov_ps(low, 0xff00, _mm512_permutex2var_ps(p, index, q));
                     high = _mm512_mask_mov_ps(high, 0xff00, _mm512_permutex2var_ps(p, next, q));
