@@ -56,7 +56,7 @@ player=$!
 
 say "4/5  watch: a reader in a third process waits for the full volume"
 "$diffnr" watch --name "$name" --wait full --timeout $((views / fps + 60)) \
-    --save "$out/volume.nii.gz" --png "$out/volume.png" &
+    --scan "$out/scan" --save "$out/volume.nii.gz" --png "$out/volume.png" &
 reader=$!
 wait "$player" || { echo "the gantry simulator failed" >&2; kill "$reader"; exit 1; }
 wait "$reader"
