@@ -3,6 +3,7 @@
 mod inputs;
 mod outputs;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,6 +32,13 @@ Examples:
 A scan that cannot be reconstructed (arc below 180 degrees + fan, half-fan on less than a turn, detector beside the volume, lengths
 in pixels ...) is refused with the numbers that say why.
 Exit codes: 0 done, 2 options, 4 input, 5 impossible geometry, 6 too little memory, 8 device not there, 9 output.";
+
+/// Prints a line; a reader that has gone away (`| head`) is no reason to panic.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($part)*);
+    }};
+}
 
 /// How to reconstruct.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -116,7 +124,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         eprintln!("diffnr: warning: {warning}");
     }
     if !arguments.json {
-        println!("{}", plan.coverage().summary());
+        say!("{}", plan.coverage().summary());
     }
 
     let begin = Instant::now();
@@ -151,9 +159,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             "coverage": coverage_json(coverage),
             "warnings": coverage.warnings,
         });
-        println!("{result}");
+        say!("{result}");
     } else {
-        println!(
+        say!(
             "FDK {x} x {y} x {z} from {} views in {fdk_s:.3} s ({gups:.2} GUPS) on {}; read {read_s:.2} s, plan {plan_s:.3} s, write \
              {write_s:.2} s, peak memory {}",
             scan.geometry.views.len(),
@@ -161,7 +169,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             peak_memory_bytes().map_or("not known".into(), |bytes| format!("{} MiB", bytes >> 20)),
         );
         for path in arguments.output.iter().chain(&arguments.png) {
-            println!("wrote {}", path.display());
+            say!("wrote {}", path.display());
         }
     }
     Ok(())

@@ -286,7 +286,9 @@ struct Turn {
     arc_rad: f64,
     arc_start_rad: f64,
     largest_gap_rad: f64,
-    /// Median of the other steps.
+    /// The next largest step.
+    second_gap_rad: f64,
+    /// Median of the steps but the largest.
     typical_gap_rad: f64,
 }
 
@@ -313,6 +315,7 @@ impl Turn {
         let least = 0.05 * (TAU - largest) / n as f64;
         let mut others: Vec<f64> = gaps[..n - 1].iter().copied().filter(|&g| g > least).collect();
         others.sort_by(f64::total_cmp);
+        let second = others.last().copied().unwrap_or(largest);
         let typical = others.get(others.len() / 2).copied().unwrap_or(largest);
         let (before, after) = if n > 1 { (gaps[0], gaps[n - 2]) } else { (0.0, 0.0) };
         let arc_rad = (TAU - largest + 0.5 * (before + after)).min(TAU);
@@ -325,6 +328,7 @@ impl Turn {
             counter_clockwise: turning >= 0.0,
             arc_rad,
             largest_gap_rad: largest,
+            second_gap_rad: second,
             typical_gap_rad: typical,
         }
     }

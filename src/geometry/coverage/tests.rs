@@ -89,6 +89,23 @@ fn a_short_scan_is_told_and_its_arc_counts_half_a_step_at_both_ends() {
 }
 
 #[test]
+fn irregular_angles_make_a_full_turn_and_open_arcs_a_short_scan() {
+    // Golden-ratio angles thinned by squaring: gaps from 0.5 to 30 degrees.
+    let irregular: Vec<f64> = (0..40).map(|i| TAU * (f64::from(i) * 0.618_034).fract().powf(1.3)).collect();
+    let coverage = Coverage::analyse(&orbit().at_angles(&irregular), &grid(100.0)).unwrap();
+    assert_eq!(coverage.class, ScanClass::FullTurn, "{}", coverage.summary());
+    // The same within 250 degrees.
+    let open: Vec<f64> = irregular.iter().map(|a| a * 250.0 / 360.0).collect();
+    assert_eq!(Coverage::analyse(&orbit().at_angles(&open), &grid(100.0)).unwrap().class, ScanClass::ShortScan);
+    // Two neighbouring views lost of 60.
+    let mut geometry = orbit().over_arc(60, 0.0, TAU);
+    geometry.views.drain(20..22);
+    assert_eq!(Coverage::analyse(&geometry, &grid(100.0)).unwrap().class, ScanClass::FullTurn);
+    // 350 degrees in steps of one.
+    assert_eq!(analyse(&orbit(), 350, 350.0 * PI / 180.0, 100.0).unwrap().class, ScanClass::ShortScan);
+}
+
+#[test]
 fn too_short_an_arc_is_refused() {
     // Fan needed: the cylinder around the volume, radius 77.8 mm, is 4.46 deg.
     let message = refusal(&orbit(), 100, PI, 110.0);
