@@ -51,16 +51,22 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
+# RTK runs beside ours where `make bench-peers` has installed it.
 bench: build
-	$(CARGO) bench --locked --bench projector
+	$(CARGO) bench --locked --bench projector -- --json $(CURDIR)/target/projector.json
 	$(CARGO) bench --locked --bench fdk
 	$(CARGO) bench --locked --bench gaussians
+	@if [ -f .venv-peers/ready ]; then \
+	    .venv-peers/bin/python benches/peers/rtk.py --projector target/projector.json; \
+	else \
+	    echo "RTK beside ours: not installed (make bench-peers installs the PyPI package itk-rtk)"; \
+	fi
 
 .venv-peers/ready:
 	$(PYTHON) -m venv .venv-peers && .venv-peers/bin/pip install --quiet --disable-pip-version-check numpy itk-rtk && touch .venv-peers/ready
 
-bench-peers: build .venv-peers/ready
-	$(CARGO) bench --locked --bench fdk -- --peers .venv-peers/bin/python
+bench-peers: .venv-peers/ready
+	$(MAKE) bench
 
 fuzz:
 	DIFFNR_FUZZ_SECONDS=$(SECONDS_TO_FUZZ) $(CARGO) test --release --locked --workspace fuzz -- --nocapture

@@ -1,7 +1,6 @@
 //! Seconds, GUPS (1e9 voxel-views a second) and the ratio to the machine's floor of FDK's stages.
 //!
-//! `cargo bench --bench fdk -- [--quick] [--threads N] [--json FILE] [--peers PYTHON]`, the last with a Python that has
-//! the PyPI package itk-rtk: RTK beside ours (`benches/peers/rtk.py`). The scan is the field's scene in mm (DSO 400, DSD 600, detector
+//! `cargo bench --bench fdk -- [--quick] [--threads N] [--json FILE]`; RTK beside ours: `make bench-peers`. The scan is the field's scene in mm (DSO 400, DSD 600, detector
 //! 300 mm of 256 x 256 pixels, volume 200 mm wide). Every figure is the median of five runs, data in memory, scratch warm.
 
 mod floor;
@@ -23,18 +22,16 @@ struct Options {
     quick: bool,
     threads: usize,
     json: Option<String>,
-    peers: Option<String>,
 }
 
 fn options() -> Options {
-    let mut options = Options { quick: false, threads: 0, json: None, peers: None };
+    let mut options = Options { quick: false, threads: 0, json: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--quick" => options.quick = true,
             "--threads" => options.threads = arguments.next().and_then(|n| n.parse().ok()).unwrap_or(0),
             "--json" => options.json = arguments.next(),
-            "--peers" => options.peers = arguments.next(),
             _ => {} // cargo's own --bench
         }
     }
@@ -225,23 +222,6 @@ fn main() {
         if let Err(error) = std::fs::write(&path, format!("{text:#}\n")) {
             eprintln!("{path}: {error}");
             std::process::exit(9);
-        }
-    }
-    if let Some(python) = options.peers {
-        println!("\nbeside RTK:");
-        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
-        // Built by `cargo bench` and `make` alike.
-        let program = env!("CARGO_BIN_EXE_diffnr");
-        let status = std::process::Command::new(&python)
-            .args([&format!("{root}benches/peers/rtk.py"), "--diffnr", program])
-            .status();
-        match status {
-            Ok(status) if status.success() => {}
-            Ok(status) => std::process::exit(status.code().unwrap_or(1)),
-            Err(error) => {
-                eprintln!("{python}: {error}; make bench-peers installs one with itk-rtk");
-                std::process::exit(1);
-            }
         }
     }
 }
