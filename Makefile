@@ -69,7 +69,8 @@ bench-peers: .venv-peers/ready
 	$(MAKE) bench
 
 fuzz:
-	DIFFNR_FUZZ_SECONDS=$(SECONDS_TO_FUZZ) $(CARGO) test --release --locked --workspace fuzz -- --nocapture
+	DIFFNR_FUZZ_SECONDS=$(SECONDS_TO_FUZZ) $(CARGO) test -p firmware-bridge --release --locked --test fuzz -- --nocapture
+	DIFFNR_FUZZ_SECONDS=$(SECONDS_TO_FUZZ) $(CARGO) test --release --locked --test formats_fuzz -- --nocapture
 
 clean:
 	$(CARGO) clean

@@ -2,6 +2,13 @@
 
 #![forbid(unsafe_code)]
 
+/// Prints a line; a reader that has gone away (`| head`) is no reason to panic.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($part)*)));
+    }};
+}
+
 mod evaluate;
 mod plan;
 mod reconstruct;

@@ -59,9 +59,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let pair = load(arguments)?;
     let (text, json) = if arguments.dice { overlap(arguments, &pair)? } else { figures(arguments, &pair)? };
     if arguments.json {
-        println!("{json}");
+        say!("{json}");
     } else {
-        println!("{text}");
+        say!("{text}");
     }
     Ok(())
 }

@@ -34,7 +34,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let plan = Plan::of(&settings, &compute).map_err(|error| super::serve::plan_failure(&error))?;
     if arguments.json {
         let text = serde_json::to_string_pretty(&plan.report()).map_err(|error| Failure::new(exit::FAILURE, &error))?;
-        println!("{text}");
+        say!("{text}");
     } else {
         print_tables(&settings, &plan);
     }
@@ -42,32 +42,32 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 fn print_tables(settings: &Settings, plan: &Plan) {
-    println!("scan      {}", settings.geometry_origin);
-    println!("coverage  {}", plan.fdk.coverage().summary());
-    println!("carrier   {}", plan.carrier);
+    say!("scan      {}", settings.geometry_origin);
+    say!("coverage  {}", plan.fdk.coverage().summary());
+    say!("carrier   {}", plan.carrier);
     for warning in &plan.warnings {
-        println!("warning   {warning}");
+        say!("warning   {warning}");
     }
-    println!("\nSCHEDULE");
+    say!("\nSCHEDULE");
     let width = plan.schedule.iter().map(|step| step.when.len()).max().unwrap_or(0);
     for step in &plan.schedule {
-        println!("  {:width$}  {}", step.when, step.what);
+        say!("  {:width$}  {}", step.when, step.what);
         if !step.deadline.is_empty() {
-            println!("  {:width$}  within {}", "", step.deadline);
+            say!("  {:width$}  within {}", "", step.deadline);
         }
     }
-    println!("\nDEGRADE LADDER");
+    say!("\nDEGRADE LADDER");
     for rule in &plan.ladder {
         let rung = format!("{:?}", rule.rung);
-        println!("  {rung:16}  enters: {}", rule.enters);
+        say!("  {rung:16}  enters: {}", rule.enters);
         if !rule.leaves.is_empty() {
-            println!("  {:16}  leaves: {}", "", rule.leaves);
+            say!("  {:16}  leaves: {}", "", rule.leaves);
         }
     }
-    println!("\nBUFFERS");
+    say!("\nBUFFERS");
     let width = plan.buffers.iter().map(|buffer| buffer.name.len()).max().unwrap_or(0);
     for buffer in &plan.buffers {
-        println!(
+        say!(
             "  {:width$}  {:>14}  {:>10}  {}",
             buffer.name,
             buffer.bytes,
@@ -79,11 +79,11 @@ fn print_tables(settings: &Settings, plan: &Plan) {
         let bytes: u64 = plan.buffers.iter().filter(|b| b.place == place).map(|b| b.bytes).sum();
         if bytes > 0 {
             let total = format!("all {}", place.name());
-            println!("  {total:width$}  {bytes:>14}  {:>10}", format_bytes(bytes));
+            say!("  {total:width$}  {bytes:>14}  {:>10}", format_bytes(bytes));
         }
     }
     let share = 100.0 * plan.host_bytes() as f64 / plan.host_limit_bytes as f64;
-    println!(
+    say!(
         "\n{} of memory.host_limit = {} ({share:.1} %)",
         format_bytes(plan.host_bytes()),
         format_bytes(plan.host_limit_bytes)

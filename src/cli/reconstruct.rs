@@ -3,7 +3,6 @@
 mod inputs;
 mod outputs;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,13 +31,6 @@ Examples:
 A scan that cannot be reconstructed (arc below 180 degrees + fan, half-fan on less than a turn, detector beside the volume, lengths
 in pixels ...) is refused with the numbers that say why.
 Exit codes: 0 done, 2 options, 4 input, 5 impossible geometry, 6 too little memory, 8 device not there, 9 output.";
-
-/// Prints a line; a reader that has gone away (`| head`) is no reason to panic.
-macro_rules! say {
-    ($($part:tt)*) => {{
-        let _ = writeln!(std::io::stdout(), $($part)*);
-    }};
-}
 
 /// How to reconstruct.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -95,9 +95,9 @@ fn record(file: &std::path::Path, frames: &Frames, json: bool) -> Result<(), Fai
     }
     let count = writer.finish().map_err(failed)?;
     if json {
-        println!("{{\"frames\": {count}}}");
+        say!("{{\"frames\": {count}}}");
     } else {
-        println!("{count} frames recorded in {}", file.display());
+        say!("{count} frames recorded in {}", file.display());
     }
     Ok(())
 }
@@ -163,11 +163,16 @@ fn play(arguments: &Arguments, frames: &Frames) -> Result<(), Failure> {
     outcome.seconds = start.elapsed().as_secs_f64();
     if arguments.json {
         let text = serde_json::to_string(&outcome).map_err(|error| Failure::new(exit::FAILURE, &error))?;
-        println!("{text}");
+        say!("{text}");
     } else {
-        println!(
+        say!(
             "{} frames in {:.2} s (epoch {}): {} dropped, {} replaced unread frames, at most {:.2} ms behind schedule",
-            outcome.frames, outcome.seconds, outcome.epoch, outcome.dropped, outcome.replaced, outcome.late_by_max_ms
+            outcome.frames,
+            outcome.seconds,
+            outcome.epoch,
+            outcome.dropped,
+            outcome.replaced,
+            outcome.late_by_max_ms
         );
     }
     Ok(())

@@ -146,7 +146,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     );
     if arguments.json {
         let text = serde_json::to_string_pretty(&report).map_err(|error| Failure::new(exit::FAILURE, &error))?;
-        println!("{text}");
+        say!("{text}");
     }
     Ok(())
 }

@@ -358,13 +358,13 @@ fn report(arguments: &Arguments, simulated: &Simulated, seconds: f64) {
             "notes": simulated.notes,
             "seconds": seconds,
         });
-        println!("{summary}");
+        say!("{summary}");
         return;
     }
     for note in &simulated.notes {
-        println!("note: {note}");
+        say!("note: {note}");
     }
-    println!(
+    say!(
         "{}: {views} views of {rows} x {columns} pixels, volume {} x {} x {}, largest line integral {largest:.2}, {seconds:.1} s",
         arguments.output.display(),
         scan.grid.voxels[0],

@@ -338,7 +338,7 @@ impl Printer {
                 volume: header.map(SeenVolume::of),
             };
             if let Ok(text) = serde_json::to_string(&seen) {
-                println!("{text}");
+                say!("{text}");
             }
             return;
         }
@@ -383,7 +383,7 @@ impl Printer {
     /// A line, where it says something new.
     fn say(&mut self, line: String) {
         if line != self.last {
-            println!("{line}");
+            say!("{line}");
             self.last = line;
         }
     }
