@@ -4,9 +4,11 @@
 // A counting allocator has to implement an unsafe trait.
 #![allow(unsafe_code, clippy::unwrap_used)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod counting_allocator;
 
+use std::sync::atomic::Ordering;
+
+use counting_allocator::ALLOCATIONS;
 use diffnr::compute::cpu::CpuCompute;
 use diffnr::compute::gaussians::{GaussianCompute, GaussianWorkload};
 use diffnr::geometry::{CircularOrbit, Detector, VolumeGrid};
@@ -14,31 +16,6 @@ use diffnr::represent::gaussians::adapt::AdaptiveControl;
 use diffnr::represent::gaussians::initialise::Initialisation;
 use diffnr::represent::gaussians::{GaussianLimits, GaussianRates, Gaussians};
 use glam::DVec3;
-
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: hands everything on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's.
-        unsafe { System.dealloc(at, layout) }
-    }
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's.
-        unsafe { System.realloc(at, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn an_iteration_allocates_nothing() {

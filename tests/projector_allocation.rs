@@ -1,34 +1,16 @@
 //! After `prepare`, the projectors allocate nothing, whatever thread of the pool works.
 #![allow(clippy::unwrap_used, unsafe_code)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::f64::consts::TAU;
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod counting_allocator;
 
+use std::f64::consts::TAU;
+use std::sync::atomic::Ordering;
+
+use counting_allocator::ALLOCATIONS;
 use diffnr::compute::cpu::CpuCompute;
 use diffnr::compute::{Compute, Workload};
 use diffnr::geometry::{CircularOrbit, Detector, VolumeGrid};
 use glam::DVec3;
-
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: hands everything on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 // The only test of this binary: others would allocate beside it.
 #[test]
