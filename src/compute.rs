@@ -6,6 +6,7 @@
 
 pub mod cpu;
 pub mod gaussians;
+pub mod total_variation;
 
 use crate::error::{Classed, ErrorClass};
 use crate::geometry::{Detector, ScanGeometry, VolumeGrid};

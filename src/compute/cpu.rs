@@ -25,6 +25,7 @@ pub mod ramp_filter;
 mod rays;
 mod scratch;
 mod simd;
+mod total_variation;
 mod weight_projections;
 
 pub use simd::SimdLevel;
