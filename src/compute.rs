@@ -6,6 +6,7 @@
 
 pub mod cpu;
 pub mod gaussians;
+pub mod sart;
 pub mod total_variation;
 
 use crate::error::{Classed, ErrorClass};

@@ -23,6 +23,7 @@ mod joseph;
 mod lanes;
 pub mod ramp_filter;
 mod rays;
+mod sart;
 mod scratch;
 mod simd;
 mod total_variation;

@@ -194,10 +194,10 @@ fn inverse_roots(variation: &TotalVariation, [row, next_x, next_y]: [&[f32]; 3],
         let (dx, dy, dz) = (sx * (fx[z] - f[z]), sy * (fy[z] - f[z]), sz * (fz[z] - f[z]));
         inverse[z] = 1.0 / (dx * dx + dy * dy + dz * dz + epsilon2).sqrt();
     }
-    for z in n..inverse.len() {
+    for (z, inverse) in inverse.iter_mut().enumerate().skip(n) {
         let at = low + z;
         let (dx, dy) = (sx * (next_x[at] - row[at]), sy * (next_y[at] - row[at]));
-        inverse[z] = 1.0 / (dx * dx + dy * dy + epsilon2).sqrt();
+        *inverse = 1.0 / (dx * dx + dy * dy + epsilon2).sqrt();
     }
 }
 
@@ -264,8 +264,8 @@ impl AddRow<'_> {
                 *gradient += weight * (behind - ahead * here[z]);
             }
         }
-        for z in first + inner..n {
-            self.add_one(start + z, &mut gradient[z]);
+        for (z, gradient) in gradient.iter_mut().enumerate().skip(first + inner) {
+            self.add_one(start + z, gradient);
         }
     }
 
