@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 pub mod fdk;
+pub mod progress;
 
 pub use fdk::{FdkAccumulator, FdkPlan, FdkSettings};
+pub use progress::{Observer, Progress, StopReason, Unobserved};
 
 use crate::compute::ComputeError;
 use crate::error::{Classed, ErrorClass};
