@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod gaussians;
 pub mod sart;
 pub mod total_variation;
+pub mod losses;
 
 use crate::error::{Classed, ErrorClass};
 use crate::geometry::{Detector, ScanGeometry, VolumeGrid};

@@ -21,6 +21,12 @@ mod gaussian_tests;
 mod joseph;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
+mod loss_image;
+mod loss_operations;
+mod loss_volume;
+mod loss_window;
+#[cfg(test)]
+mod loss_tests;
 pub mod ramp_filter;
 mod rays;
 mod sart;
@@ -31,6 +37,9 @@ mod weight_projections;
 
 pub use simd::SimdLevel;
 
+use std::ops::RangeInclusive;
+
+use rayon::prelude::*;
 use scratch::{Need, Scratch};
 
 use super::{Compute, ComputeError, ProjectionWeights, Workload};
@@ -47,6 +56,7 @@ pub struct CpuCompute {
     simd: SimdLevel,
     scratch: Scratch,
     gaussian_scratch: Scratch,
+    loss_scratch: Scratch,
 }
 
 impl CpuCompute {
@@ -74,7 +84,8 @@ impl CpuCompute {
             .build()
             .map_err(|error| device(format!("cannot start {threads} threads: {error}")))?;
         let threads = pool.current_num_threads();
-        Ok(Self { pool, simd, scratch: Scratch::new(threads), gaussian_scratch: Scratch::new(threads) })
+        let [scratch, gaussian_scratch, loss_scratch] = std::array::from_fn(|_| Scratch::new(threads));
+        Ok(Self { pool, simd, scratch, gaussian_scratch, loss_scratch })
     }
 
     /// The SIMD level in use.
@@ -173,6 +184,25 @@ impl Compute for CpuCompute {
 /// Refuses a buffer of the wrong length.
 fn check_len(operation: &'static str, buffer: &'static str, given: usize, needed: usize) -> Result<(), ComputeError> {
     if given == needed { Ok(()) } else { Err(ComputeError::Shape { operation, buffer, given, needed }) }
+}
+
+/// Refuses values outside `allowed` (and those that are not a number); the first is named.
+fn check_values(
+    operation: &'static str,
+    parameter: &'static str,
+    values: &[f32],
+    allowed: RangeInclusive<f32>,
+) -> Result<(), ComputeError> {
+    let (low, high) = (*allowed.start(), *allowed.end());
+    // Without a branch a value, so that the compiler uses whole registers.
+    let all = |values: &[f32]| values.iter().fold(true, |all, &value| all & (value >= low) & (value <= high));
+    if values.par_chunks(1 << 16).all(all) {
+        return Ok(());
+    }
+    let index = values.iter().position(|value| !allowed.contains(value)).unwrap_or(0);
+    let requirement =
+        if low < 0.0 { "must be finite and of a sensible size" } else { "must be finite and not negative" };
+    Err(ComputeError::Value { operation, parameter, index, value: values[index], requirement })
 }
 
 /// The processor's name as Linux tells it.

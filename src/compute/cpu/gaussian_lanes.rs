@@ -56,6 +56,8 @@ pub(super) trait Wide {
     unsafe fn power(x: Self::V) -> Self::V;
     /// Sum of all lanes, in a fixed order.
     unsafe fn sum(a: Self::V) -> f32;
+    /// Turns the first `N` registers: lane `k` of register `j` to lane `j` of register `k`.
+    unsafe fn transpose(block: &mut [Self::V; 16]);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -182,6 +184,31 @@ impl Wide for Avx512 {
         // SAFETY: the trait's contract.
         unsafe { _mm512_reduce_add_ps(a) }
     }
+    #[inline(always)]
+    unsafe fn transpose(block: &mut [__m512; 16]) {
+        // SAFETY: the trait's contract. Pairs of floats, of pairs, then of quarters, twice.
+        unsafe {
+            for quad in block.chunks_exact_mut(4) {
+                let low = [_mm512_unpacklo_ps(quad[0], quad[1]), _mm512_unpacklo_ps(quad[2], quad[3])];
+                let high = [_mm512_unpackhi_ps(quad[0], quad[1]), _mm512_unpackhi_ps(quad[2], quad[3])];
+                for (k, [a, b]) in [low, high].into_iter().enumerate() {
+                    let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+                    quad[2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                    quad[2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+                }
+            }
+            // Register 4 j + k now holds, in quarter q, columns 4 q + k of rows 4 j to 4 j + 3.
+            for k in 0..4 {
+                let [a, b, c, d] = [block[k], block[4 + k], block[8 + k], block[12 + k]];
+                let even = [_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d)];
+                let odd = [_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(c, d)];
+                block[k] = _mm512_shuffle_f32x4::<0x88>(even[0], even[1]);
+                block[4 + k] = _mm512_shuffle_f32x4::<0x88>(odd[0], odd[1]);
+                block[8 + k] = _mm512_shuffle_f32x4::<0xdd>(even[0], even[1]);
+                block[12 + k] = _mm512_shuffle_f32x4::<0xdd>(odd[0], odd[1]);
+            }
+        }
+    }
 }
 
 /// Mask of the first `count` of 16 lanes.
@@ -259,6 +286,26 @@ impl Wide for Avx2 {
             let four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose(block: &mut [__m256; 16]) {
+        // SAFETY: the trait's contract. As for AVX-512, with halves in place of quarters.
+        unsafe {
+            for quad in block[..8].chunks_exact_mut(4) {
+                let low = [_mm256_unpacklo_ps(quad[0], quad[1]), _mm256_unpacklo_ps(quad[2], quad[3])];
+                let high = [_mm256_unpackhi_ps(quad[0], quad[1]), _mm256_unpackhi_ps(quad[2], quad[3])];
+                for (k, [a, b]) in [low, high].into_iter().enumerate() {
+                    let (a, b) = (_mm256_castps_pd(a), _mm256_castps_pd(b));
+                    quad[2 * k] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+                    quad[2 * k + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+                }
+            }
+            for k in 0..4 {
+                let [a, b] = [block[k], block[4 + k]];
+                block[k] = _mm256_permute2f128_ps::<0x20>(a, b);
+                block[4 + k] = _mm256_permute2f128_ps::<0x31>(a, b);
+            }
         }
     }
 }
@@ -364,6 +411,8 @@ impl Wide for Plain {
     unsafe fn sum(a: f32) -> f32 {
         a
     }
+    #[inline(always)]
+    unsafe fn transpose(_block: &mut [f32; 16]) {}
 }
 
 /// `sum c_k x^k` by Horner's scheme.
