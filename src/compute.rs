@@ -5,6 +5,7 @@
 //! Every operation gives bit-identical results for any number of threads.
 
 pub mod cpu;
+pub mod field;
 pub mod gaussians;
 pub mod sart;
 pub mod total_variation;
@@ -51,6 +52,18 @@ pub enum ComputeError {
         index: usize,
         /// What stands there.
         value: f32,
+        /// What it must satisfy.
+        requirement: &'static str,
+    },
+    /// A setting that cannot work.
+    #[error("{of}: {setting} = {value}: {requirement}")]
+    Setting {
+        /// What is being set up.
+        of: &'static str,
+        /// Name of the setting.
+        setting: &'static str,
+        /// Its value.
+        value: f64,
         /// What it must satisfy.
         requirement: &'static str,
     },
