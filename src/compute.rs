@@ -118,6 +118,21 @@ impl ProjectionWeights<'_> {
     }
 }
 
+/// All operations: what the optimisation of a representation asks of a carrier.
+pub trait Operations:
+    Compute + gaussians::GaussianCompute + losses::LossCompute + sart::SartCompute + total_variation::VariationCompute
+{
+}
+
+impl<T> Operations for T where
+    T: Compute
+        + gaussians::GaussianCompute
+        + losses::LossCompute
+        + sart::SartCompute
+        + total_variation::VariationCompute
+{
+}
+
 /// The operations. Implementations: [`cpu::CpuCompute`].
 ///
 /// A call's scratch comes from what [`Compute::prepare`] allocated; no operation allocates on the heap after that.

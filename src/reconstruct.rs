@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod fdk;
+pub mod optimise;
 pub mod progress;
 
 pub use fdk::{FdkAccumulator, FdkPlan, FdkSettings};

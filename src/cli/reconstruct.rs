@@ -3,6 +3,7 @@
 mod fdk;
 mod inputs;
 mod memory;
+mod optimised;
 mod outputs;
 mod trace;
 
@@ -40,6 +41,8 @@ Exit codes: 0 done, 2 options, 4 input, 5 impossible geometry, 6 too little memo
 enum Method {
     /// Feldkamp, Davis and Kress: weight, ramp-filter, back-project
     Fdk,
+    /// 3D Gaussians, optimised against the projections
+    Gaussians,
 }
 
 impl Method {
@@ -47,6 +50,7 @@ impl Method {
     fn name(self) -> &'static str {
         match self {
             Self::Fdk => "fdk",
+            Self::Gaussians => "gaussians",
         }
     }
 
@@ -54,6 +58,7 @@ impl Method {
     fn title(self) -> &'static str {
         match self {
             Self::Fdk => "FDK",
+            Self::Gaussians => "Gaussians",
         }
     }
 }
@@ -108,13 +113,16 @@ pub(super) struct Arguments {
     #[command(flatten)]
     fdk: fdk::Options,
     #[command(flatten)]
+    optimised: optimised::Options,
+    #[command(flatten)]
     trace: trace::Options,
 }
 
 impl Arguments {
     /// Refuses options that belong to other methods: they would be passed over in silence.
     fn check_options(&self) -> Result<(), Failure> {
-        let groups: [(&[Method], Option<&str>); 1] = [(&[Method::Fdk], self.fdk.given())];
+        let groups: [(&[Method], Option<&str>); 2] =
+            [(&[Method::Fdk], self.fdk.given()), (&[Method::Gaussians], self.optimised.given())];
         for (methods, given) in groups {
             if let Some(option) = given.filter(|_| !methods.contains(&self.method)) {
                 return Err(Failure {
@@ -180,6 +188,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut job = Job { arguments, scan: &scan, grid, compute, tracer };
     let done = match arguments.method {
         Method::Fdk => fdk::run(&mut job)?,
+        Method::Gaussians => optimised::run(&mut job)?,
     };
     job.tracer.write()?;
     let compute = job.compute;
