@@ -242,6 +242,11 @@ impl Plane for OneView<'_> {
     }
 
     #[inline(always)]
+    unsafe fn prefetch<W: Wide>(&self, _load: usize, _add: usize, _column: usize) {
+        // Rows follow each other in memory: the processor sees to it.
+    }
+
+    #[inline(always)]
     unsafe fn add<W: Wide>(&self, row: usize, gradient: *const f32) {
         let columns = self.views.detector.columns;
         // SAFETY: the caller's; within the target, which is as long as the projections.

@@ -273,18 +273,35 @@ impl Plane for Block<'_> {
                 for c in (0..columns).step_by(W::N) {
                     let count = (columns - c).min(W::N);
                     let (mut s, mut d) = ([W::splat(0.0); LANES], [W::splat(0.0); LANES]);
-                    for k in 0..W::N.min(left) {
-                        let at = (lane + k) * slice + c;
-                        [s[k], d[k]] = pair::<W>(a.add(at), b.add(at), count, scale);
+                    // Always `N` rounds, so that all stays in registers; nothing is read of lanes that there are not.
+                    for k in 0..W::N {
+                        let (at, count) = ((lane + k) * slice + c, if k < left { count } else { 0 });
+                        [s[k], d[k]] = pair::<W>(a.wrapping_add(at), b.wrapping_add(at), count, scale);
                     }
                     W::transpose(&mut s);
                     W::transpose(&mut d);
-                    for k in 0..count {
-                        W::store(sum.add((c + k) * LANES + lane), s[k]);
-                        W::store(difference.add((c + k) * LANES + lane), d[k]);
+                    for k in 0..W::N {
+                        if k < count {
+                            W::store(sum.add((c + k) * LANES + lane), s[k]);
+                            W::store(difference.add((c + k) * LANES + lane), d[k]);
+                        }
                     }
                 }
             }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<W: Wide>(&self, load: usize, add: usize, column: usize) {
+        let Orientation { slices: [_, slice], rows: [_, row], columns: [_, along] } = self.all.orientation;
+        // A cache line for each column: the column's lanes, or 16 columns of one lane.
+        let line = if slice == 1 { column * along } else { column % LANES * slice + column / LANES * LANES };
+        let (load, add) = (self.first + load * row + line, self.first + add * row + line);
+        // SAFETY: hints only.
+        unsafe {
+            W::prefetch(self.all.volume.as_ptr().wrapping_add(load));
+            W::prefetch(self.all.reference.as_ptr().wrapping_add(load));
+            W::prefetch(self.all.target.wrapping_add(add));
         }
     }
 
@@ -306,12 +323,14 @@ impl Plane for Block<'_> {
                 for c in (0..columns).step_by(W::N) {
                     let count = (columns - c).min(W::N);
                     let mut g = [W::splat(0.0); LANES];
-                    for k in 0..count {
-                        g[k] = W::load(gradient.add((c + k) * LANES + lane));
+                    for k in 0..W::N {
+                        // Behind the last column, that one again.
+                        g[k] = W::load(gradient.add((c + k.min(count - 1)) * LANES + lane));
                     }
                     W::transpose(&mut g);
-                    for k in 0..W::N.min(left) {
-                        add::<W>(target.add((lane + k) * slice + c), count, g[k]);
+                    for k in 0..W::N {
+                        let count = if k < left { count } else { 0 };
+                        add::<W>(target.wrapping_add((lane + k) * slice + c), count, g[k]);
                     }
                 }
             }

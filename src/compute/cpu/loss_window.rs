@@ -58,6 +58,12 @@ pub(super) trait Plane: Sync {
     /// # Safety
     /// As [`Wide`]; no other task touches the plane's row.
     unsafe fn add<W: Wide>(&self, row: usize, gradient: *const f32);
+
+    /// Asks for a share of what [`Plane::load`] and [`Plane::add`] will want of two rows: all of it after a call for each column.
+    ///
+    /// # Safety
+    /// As [`Wide`].
+    unsafe fn prefetch<W: Wide>(&self, load: usize, add: usize, column: usize);
 }
 
 /// What lanes weigh.
@@ -211,7 +217,9 @@ unsafe fn sweep<W: Wide, P: Plane, const R: usize>(
                         continue;
                     }
                     let scale = to_unit(&exact, row as usize, rows);
-                    let sum = along::<W>(&buffer, &window, r, scale, weights, floats, P::STEP);
+                    // What the next block loads and what this one adds to, asked for while there is much else to do.
+                    let ahead = [row + R as isize + reach, row - reach].map(|row| row.clamp(0, all - 1) as usize);
+                    let sum = along::<W, P>(plane, &buffer, &window, r, scale, weights, floats, ahead);
                     if out.contains(&row) {
                         sums[(row - out.start) as usize] = sum;
                     }
@@ -313,23 +321,27 @@ unsafe fn row_tap<W: Wide>(from: *const f32, window: &[f32; REACH + 1], step: us
 
 /// Filters the block's row `r` along itself and works out the formula; gives the sum of `1 - SSIM`.
 #[inline(always)]
-unsafe fn along<W: Wide>(
+#[allow(clippy::too_many_arguments)]
+unsafe fn along<W: Wide, P: Plane>(
+    plane: &P,
     buffer: &Rows,
     window: &[f32; REACH + 1],
     r: usize,
     scale: f32,
     weights: &LaneWeights,
     floats: usize,
-    step: usize,
+    ahead: [usize; 2],
 ) -> f64 {
     // SAFETY: the caller's.
     unsafe {
+        let step = P::STEP;
         let from: [*const f32; 4] = std::array::from_fn(|map| buffer.block(map, r).cast_const());
         let to: [*mut f32; 3] = std::array::from_fn(|map| buffer.formula(map));
         let (scale, scales) = (W::splat(scale), buffer.scale());
         let (zero, half, one, two) = (W::splat(0.0), W::splat(0.5), W::splat(1.0), W::splat(2.0));
         let mut total = zero;
         for at in (0..floats).step_by(W::N) {
+            plane.prefetch::<W>(ahead[0], ahead[1], at / step);
             let scale = W::mul(scale, W::load(scales.add(at)));
             let ms = W::mul(row_tap::<W>(from[0].add(at), window, step), scale);
             let md = W::mul(row_tap::<W>(from[1].add(at), window, step), scale);

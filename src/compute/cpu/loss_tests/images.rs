@@ -70,8 +70,10 @@ fn value_and_gradient_are_those_of_the_definition() {
                     assert!((given - expected).abs() < 2e-6 * (1.0 + expected), "{given} against {expected}");
                 }
                 let worst = worst(&by, &slopes);
-                // As for volumes; no residual here lies within the step of a kink.
-                assert!(worst < 2e-5, "{columns} x {rows} x {views} {simd} {settings:?}: {worst:.1e}");
+                // As for volumes; no residual here lies within the step of a kink. A single pixel has no variance: what
+                // rounding leaves of d^2 - d^2, 1e-7, is divided by C2, 9e-4.
+                let tolerance = if detector.pixels() == 1 { 5e-4 } else { 2e-5 };
+                assert!(worst < tolerance, "{columns} x {rows} x {views} {simd} {settings:?}: {worst:.1e}");
             }
         }
     }

@@ -119,11 +119,12 @@ fn equal_volumes_have_no_loss_and_no_gradient_and_the_gradient_is_added() {
         // On top of what is there, times the weight.
         let b = values(a.len(), 0.02, 2);
         let (_, once) = loss(&cpu, voxels, &a, &b);
+        let largest = once.iter().fold(0.0f32, |largest, g| largest.max(g.abs()));
         let mut twice = vec![1.0f32; a.len()];
         cpu.volume_ssim_loss(voxels, &VolumeSsimLoss { weight: 1000.0, ..SETTINGS }, &a, &b, &mut twice).unwrap();
         for (one, two) in once.iter().zip(&twice) {
-            // Rounding, of parts larger than their sum.
-            assert!((two - 1.0 - 1000.0 * one).abs() < 1e-5, "{one} {two}");
+            // Rounding, of parts a few times their sum.
+            assert!((two - 1.0 - 1000.0 * one).abs() < 1e-6 * 1000.0 * largest, "{one} {two}");
         }
     }
 }
