@@ -3,6 +3,18 @@
 mod adam_step;
 mod back_project_fdk;
 mod back_project_matched;
+mod field_lanes;
+mod field_network;
+mod field_operations;
+mod field_project;
+mod field_project_backward;
+mod field_rays;
+mod field_rows;
+mod field_tables;
+#[cfg(test)]
+mod field_tests;
+mod field_voxelise;
+mod field_voxelise_backward;
 mod filter_rows;
 mod forward_project;
 mod gaussian_bins;
@@ -45,6 +57,7 @@ pub struct CpuCompute {
     simd: SimdLevel,
     scratch: Scratch,
     gaussian_scratch: Scratch,
+    field_scratch: Scratch,
 }
 
 impl CpuCompute {
@@ -72,7 +85,8 @@ impl CpuCompute {
             .build()
             .map_err(|error| device(format!("cannot start {threads} threads: {error}")))?;
         let threads = pool.current_num_threads();
-        Ok(Self { pool, simd, scratch: Scratch::new(threads), gaussian_scratch: Scratch::new(threads) })
+        let scratch = || Scratch::new(threads);
+        Ok(Self { pool, simd, scratch: scratch(), gaussian_scratch: scratch(), field_scratch: scratch() })
     }
 
     /// The SIMD level in use.
