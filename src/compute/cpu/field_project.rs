@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::super::ComputeError;
 use super::super::field::{FieldParameters, FieldRays, FieldShape};
 use super::field_lanes::FieldLanes;
-use super::field_network::{Block, POINTS, Sizes};
+use super::field_network::{Block, Sizes};
 use super::field_rays::{Chord, Corners, check_rays, encode};
 use super::field_voxelise::check_field;
 use super::gaussian_lanes::at_each_level;
@@ -64,17 +64,18 @@ unsafe fn project_group_body<W: FieldLanes>(
         *integral = 0.0;
         let Some(chord) = Chord::of(field.layout, rays, ray) else { continue };
         let mut sum = 0.0;
-        chord.blocks(field.layout, rays, ray, |start, places| {
-            encode(field, places, &mut corners, block.features);
+        let mut samples = chord.samples(field.layout, rays, ray);
+        while let Some((_, count)) = samples.next_block() {
+            encode(field, &samples.places, &mut corners, block.features);
             // SAFETY: the caller's; the field's lengths have been checked.
             unsafe {
                 block.gather_inputs::<W>(sizes);
                 block.forward::<W>(sizes, field.network);
             }
-            for &value in &block.values[..POINTS.min(rays.samples - start)] {
+            for &value in &block.values[..count] {
                 sum += value;
             }
-        });
+        }
         *integral = sum * chord.step_mm as f32;
     }
 }

@@ -131,9 +131,9 @@ unsafe fn backward_group_body<W: FieldLanes>(
         let Some(chord) = chord else { continue };
         *hit = 1.0;
         let by_value = by * chord.step_mm as f32;
-        chord.blocks(field.layout, rays, ray, |start, places| {
-            encode(field, places, &mut corners, block.features);
-            let count = POINTS.min(rays.samples - start);
+        let mut taken = chord.samples(field.layout, rays, ray);
+        while let Some((start, count)) = taken.next_block() {
+            encode(field, &taken.places, &mut corners, block.features);
             block.by_values[..count].fill(by_value);
             block.by_values[count..].fill(0.0);
             // SAFETY: the caller's; the field's lengths have been checked; `wide` and `POINTS` are multiples of N.
@@ -148,10 +148,10 @@ unsafe fn backward_group_body<W: FieldLanes>(
                     }
                 }
             }
-            for (axis, places) in places.iter().enumerate() {
+            for (axis, places) in taken.places.iter().enumerate() {
                 samples[(sizes.wide + axis) * stride + start..][..POINTS].copy_from_slice(places);
             }
-        });
+        }
     }
 }
 at_each_level!(

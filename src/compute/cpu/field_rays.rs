@@ -8,6 +8,7 @@
 
 use glam::DVec3;
 use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
 
 use super::super::ComputeError;
 use super::super::field::{FieldLayout, FieldLevel, FieldParameters, FieldRays};
@@ -61,33 +62,54 @@ impl Chord {
         })
     }
 
-    /// Places of all samples, block by block, in order; those behind the last sample repeat it.
-    pub(super) fn blocks(
-        self,
-        layout: &FieldLayout,
-        rays: &FieldRays<'_>,
-        ray: usize,
-        mut each: impl FnMut(usize, &Places),
-    ) {
-        let size = layout.size_mm();
-        let mut random = rays.jitter.map(|jitter| stream(jitter, ray as u64));
-        let mut places = [[0.0; POINTS]; 3];
-        for first in (0..rays.samples).step_by(POINTS) {
-            let count = POINTS.min(rays.samples - first);
-            for p in 0..count {
-                let offset = random.as_mut().map_or(0.5, |random| random.random::<f32>());
-                let way = self.enter_mm + ((first + p) as f64 + f64::from(offset)) * self.step_mm;
-                for axis in 0..3 {
-                    let at = self.source_mm[axis] + way * self.direction[axis];
-                    places[axis][p] = at.clamp(0.0, size[axis]) as f32;
-                }
-            }
-            for axis in &mut places {
-                let last = axis[count - 1];
-                axis[count..].fill(last);
-            }
-            each(first, &places);
+    /// The samples of the ray, to be taken block by block.
+    pub(super) fn samples(self, layout: &FieldLayout, rays: &FieldRays<'_>, ray: usize) -> Samples {
+        Samples {
+            chord: self,
+            size_mm: layout.size_mm(),
+            count: rays.samples,
+            next: 0,
+            random: rays.jitter.map(|jitter| stream(jitter, ray as u64)),
+            places: [[0.0; POINTS]; 3],
         }
+    }
+}
+
+/// Samples of one ray. (No closure is handed their places: it would be compiled without the SIMD level's features.)
+#[derive(Debug)]
+pub(super) struct Samples {
+    chord: Chord,
+    size_mm: DVec3,
+    count: usize,
+    next: usize,
+    random: Option<ChaCha8Rng>,
+    /// Places of the present block; those behind the last sample repeat it.
+    pub(super) places: Places,
+}
+
+impl Samples {
+    /// Brings the next block's places; gives its first sample and their number, or `None` behind the last.
+    pub(super) fn next_block(&mut self) -> Option<(usize, usize)> {
+        let first = self.next;
+        if first >= self.count {
+            return None;
+        }
+        let count = POINTS.min(self.count - first);
+        self.next += count;
+        let Chord { source_mm, direction, enter_mm, step_mm } = self.chord;
+        for p in 0..count {
+            let offset = self.random.as_mut().map_or(0.5, |random| random.random::<f32>());
+            let way = enter_mm + ((first + p) as f64 + f64::from(offset)) * step_mm;
+            for axis in 0..3 {
+                let at = source_mm[axis] + way * direction[axis];
+                self.places[axis][p] = at.clamp(0.0, self.size_mm[axis]) as f32;
+            }
+        }
+        for axis in &mut self.places {
+            let last = axis[count - 1];
+            axis[count..].fill(last);
+        }
+        Some((first, count))
     }
 }
 
