@@ -120,13 +120,19 @@ impl ProjectionWeights<'_> {
 
 /// All operations: what the optimisation of a representation asks of a carrier.
 pub trait Operations:
-    Compute + gaussians::GaussianCompute + losses::LossCompute + sart::SartCompute + total_variation::VariationCompute
+    Compute
+    + gaussians::GaussianCompute
+    + field::FieldCompute
+    + losses::LossCompute
+    + sart::SartCompute
+    + total_variation::VariationCompute
 {
 }
 
 impl<T> Operations for T where
     T: Compute
         + gaussians::GaussianCompute
+        + field::FieldCompute
         + losses::LossCompute
         + sart::SartCompute
         + total_variation::VariationCompute

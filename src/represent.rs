@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod field;
 pub mod gaussians;
 
 use crate::compute::{ComputeError, Operations};
