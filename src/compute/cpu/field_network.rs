@@ -127,7 +127,7 @@ impl<'a> Block<'a> {
                 // SAFETY: both buffers hold `POINTS * wide` floats, `wide` and `POINTS` are multiples of N.
                 unsafe {
                     let from = self.features.as_ptr().add(first * POINTS + p);
-                    W::transpose(from, POINTS, self.inputs.as_mut_ptr().add(p * sizes.wide + first), sizes.wide);
+                    <W as FieldLanes>::transpose(from, POINTS, self.inputs.as_mut_ptr().add(p * sizes.wide + first), sizes.wide);
                 }
             }
         }
@@ -175,7 +175,7 @@ impl<'a> Block<'a> {
                     W::store(sums.add(q * W::N), sum);
                 }
                 let turned = sums.add(W::N * W::N);
-                W::transpose(sums, W::N, turned, W::N);
+                <W as FieldLanes>::transpose(sums, W::N, turned, W::N);
                 let mut logit = bias;
                 for q in 0..W::N {
                     logit = W::add(logit, W::load(turned.add(q * W::N)));
