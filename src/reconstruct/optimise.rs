@@ -66,6 +66,8 @@ pub struct OptimiseSettings {
     pub hold_back_one_in: usize,
     /// Iterations without a better residual of the held-back rays after which the run ends, as a share of all; 0 never ends it.
     pub patience: f64,
+    /// Share of the ramp-filtered gradient in that of the views: see [`Optimiser`].
+    pub sharpness: f32,
     /// Seed of every random choice.
     pub seed: u64,
 }
@@ -80,6 +82,7 @@ impl Default for OptimiseSettings {
             fit_iterations: 20,
             hold_back_one_in: 0,
             patience: 0.2,
+            sharpness: 0.0,
             seed: 0,
         }
     }

@@ -38,6 +38,7 @@ pub struct Optimiser {
     projections: Vec<f32>,
     by_projections: Vec<f32>,
     best: Vec<f32>,
+    ramp: crate::compute::cpu::ramp_filter::RampFilter,
     largest_measured: f32,
     /// Sum of squares and number of the rays held back, over a round.
     held_back: (f64, usize),
@@ -73,6 +74,7 @@ impl Optimiser {
             projections: floats("optimise projections of a subset", subset)?,
             by_projections: floats("optimise gradient by the projections", subset)?,
             best: floats("optimise best volume so far", best)?,
+            ramp: crate::compute::cpu::ramp_filter::RampFilter::new(plan.subsets[0].detector.columns, crate::compute::cpu::ramp_filter::Window::RamLak, 1.0),
             largest_measured: 0.0,
             held_back: (0.0, 0),
             plan,
@@ -261,6 +263,14 @@ impl Optimiser {
                     self.held_back.0 += f64::from(p - m).powi(2);
                     self.held_back.1 += 1;
                 }
+            }
+        }
+        if settings.sharpness > 0.0 {
+            projections.copy_from_slice(by_projections);
+            compute.filter_rows(&self.ramp, projections)?;
+            let gain = 4.0 * settings.sharpness;
+            for (g, f) in by_projections.iter_mut().zip(&*projections) {
+                *g = (1.0 - settings.sharpness) * *g + gain * f;
             }
         }
         compute.back_project_matched(geometry, grid, by_projections, &mut self.by_volume)?;
