@@ -2,6 +2,7 @@
 
 mod fdk;
 mod inputs;
+mod iterative;
 mod memory;
 mod outputs;
 mod trace;
@@ -29,6 +30,7 @@ Examples:
   diffnr reconstruct scan --size 128 --window hann:0.8 -o preview.nii.gz --png preview.png
   diffnr reconstruct scan --views 0:360:10 -o sparse.nii.gz    every tenth view
   diffnr reconstruct geometry.xml --projections stack.mha -o volume.nii.gz
+  diffnr reconstruct scan --method os-sart --iterations 10 --trace curve.json -o volume.nii.gz
   diffnr reconstruct scan -o volume.nii.gz --json | jq .seconds
 
 FDK refuses a scan that it would reconstruct wrongly (arc below 180 degrees + fan, half-fan on less than a turn ...) with the numbers
@@ -40,6 +42,8 @@ Exit codes: 0 done, 2 options, 4 input, 5 impossible geometry, 6 too little memo
 enum Method {
     /// Feldkamp, Davis and Kress: weight, ramp-filter, back-project
     Fdk,
+    /// Ordered-subset SART: algebraic, non-negative
+    OsSart,
 }
 
 impl Method {
@@ -47,6 +51,7 @@ impl Method {
     fn name(self) -> &'static str {
         match self {
             Self::Fdk => "fdk",
+            Self::OsSart => "os-sart",
         }
     }
 
@@ -54,6 +59,7 @@ impl Method {
     fn title(self) -> &'static str {
         match self {
             Self::Fdk => "FDK",
+            Self::OsSart => "OS-SART",
         }
     }
 }
@@ -105,8 +111,13 @@ pub(super) struct Arguments {
     /// Print the result as JSON; nothing else goes to standard output
     #[arg(long)]
     json: bool,
+    /// Iterations at most, of an iterative method [default: the method's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    iterations: Option<u32>,
     #[command(flatten)]
     fdk: fdk::Options,
+    #[command(flatten)]
+    iterative: iterative::Options,
     #[command(flatten)]
     trace: trace::Options,
 }
@@ -114,7 +125,12 @@ pub(super) struct Arguments {
 impl Arguments {
     /// Refuses options that belong to other methods: they would be passed over in silence.
     fn check_options(&self) -> Result<(), Failure> {
-        let groups: [(&[Method], Option<&str>); 1] = [(&[Method::Fdk], self.fdk.given())];
+        let iterations = self.iterations.map(|_| "--iterations");
+        let groups: [(&[Method], Option<&str>); 3] = [
+            (&[Method::OsSart], iterations),
+            (&[Method::Fdk], self.fdk.given()),
+            (&[Method::OsSart], self.iterative.given()),
+        ];
         for (methods, given) in groups {
             if let Some(option) = given.filter(|_| !methods.contains(&self.method)) {
                 return Err(Failure {
@@ -180,6 +196,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut job = Job { arguments, scan: &scan, grid, compute, tracer };
     let done = match arguments.method {
         Method::Fdk => fdk::run(&mut job)?,
+        Method::OsSart => iterative::run_os_sart(&mut job)?,
     };
     job.tracer.write()?;
     let compute = job.compute;
