@@ -2,6 +2,7 @@
 
 mod fdk;
 mod inputs;
+mod iterative;
 mod memory;
 mod optimised;
 mod outputs;
@@ -30,6 +31,7 @@ Examples:
   diffnr reconstruct scan --size 128 --window hann:0.8 -o preview.nii.gz --png preview.png
   diffnr reconstruct scan --views 0:360:10 -o sparse.nii.gz    every tenth view
   diffnr reconstruct geometry.xml --projections stack.mha -o volume.nii.gz
+  diffnr reconstruct scan --method os-sart --iterations 10 --trace curve.json -o volume.nii.gz
   diffnr reconstruct scan -o volume.nii.gz --json | jq .seconds
 
 FDK refuses a scan that it would reconstruct wrongly (arc below 180 degrees + fan, half-fan on less than a turn ...) with the numbers
@@ -43,6 +45,8 @@ enum Method {
     Fdk,
     /// 3D Gaussians, optimised against the projections
     Gaussians,
+    /// Ordered-subset SART: algebraic, non-negative
+    OsSart,
 }
 
 impl Method {
@@ -51,6 +55,7 @@ impl Method {
         match self {
             Self::Fdk => "fdk",
             Self::Gaussians => "gaussians",
+            Self::OsSart => "os-sart",
         }
     }
 
@@ -59,6 +64,7 @@ impl Method {
         match self {
             Self::Fdk => "FDK",
             Self::Gaussians => "Gaussians",
+            Self::OsSart => "OS-SART",
         }
     }
 }
@@ -110,10 +116,15 @@ pub(super) struct Arguments {
     /// Print the result as JSON; nothing else goes to standard output
     #[arg(long)]
     json: bool,
+    /// Iterations at most, of an iterative method [default: the method's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    iterations: Option<u32>,
     #[command(flatten)]
     fdk: fdk::Options,
     #[command(flatten)]
     optimised: optimised::Options,
+    #[command(flatten)]
+    iterative: iterative::Options,
     #[command(flatten)]
     trace: trace::Options,
 }
@@ -121,8 +132,13 @@ pub(super) struct Arguments {
 impl Arguments {
     /// Refuses options that belong to other methods: they would be passed over in silence.
     fn check_options(&self) -> Result<(), Failure> {
-        let groups: [(&[Method], Option<&str>); 2] =
-            [(&[Method::Fdk], self.fdk.given()), (&[Method::Gaussians], self.optimised.given())];
+        let iterations = self.iterations.map(|_| "--iterations");
+        let groups: [(&[Method], Option<&str>); 4] = [
+            (&[Method::OsSart, Method::Gaussians], iterations),
+            (&[Method::Fdk], self.fdk.given()),
+            (&[Method::OsSart], self.iterative.given()),
+            (&[Method::Gaussians], self.optimised.given()),
+        ];
         for (methods, given) in groups {
             if let Some(option) = given.filter(|_| !methods.contains(&self.method)) {
                 return Err(Failure {
@@ -189,6 +205,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let done = match arguments.method {
         Method::Fdk => fdk::run(&mut job)?,
         Method::Gaussians => optimised::run(&mut job)?,
+        Method::OsSart => iterative::run_os_sart(&mut job)?,
     };
     job.tracer.write()?;
     let compute = job.compute;

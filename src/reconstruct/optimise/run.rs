@@ -74,7 +74,11 @@ impl Optimiser {
             projections: floats("optimise projections of a subset", subset)?,
             by_projections: floats("optimise gradient by the projections", subset)?,
             best: floats("optimise best volume so far", best)?,
-            ramp: crate::compute::cpu::ramp_filter::RampFilter::new(plan.subsets[0].detector.columns, crate::compute::cpu::ramp_filter::Window::RamLak, 1.0),
+            ramp: crate::compute::cpu::ramp_filter::RampFilter::new(
+                plan.subsets[0].detector.columns,
+                crate::compute::cpu::ramp_filter::Window::RamLak,
+                1.0,
+            ),
             largest_measured: 0.0,
             held_back: (0.0, 0),
             plan,
@@ -256,7 +260,8 @@ impl Optimiser {
             dissimilarity: settings.data.dissimilarity * pixels,
             data_range: self.largest_measured.max(1e-3),
         };
-        let value = compute.image_loss(geometry.detector, &loss, projections, measured, Some(weights), by_projections)?;
+        let value =
+            compute.image_loss(geometry.detector, &loss, projections, measured, Some(weights), by_projections)?;
         if settings.hold_back_one_in > 0 {
             for ((p, m), w) in projections.iter().zip(measured).zip(weights) {
                 if *w == 0.0 {
