@@ -15,11 +15,17 @@
 //! [`OptimisePlan`] settles sizes, subsets, schedule; [`Optimiser`] takes all memory at once and allocates nothing afterwards.
 
 mod budget;
+mod recipe;
 mod run;
+mod scan;
+mod start;
 mod weights;
 
 pub use budget::{Budget, Pace};
+pub use recipe::{Method, Recipe};
 pub use run::{Optimiser, Outcome};
+pub use scan::ScanViews;
+pub use start::Start;
 
 use crate::compute::Workload;
 use crate::compute::losses::LossWorkload;
@@ -234,12 +240,13 @@ impl OptimisePlan {
         let (scan, subset) = (self.views() * self.pixels(), self.views_per_call() * self.pixels());
         let mut buffers = vec![
             ("optimise volume", floats(self.grid.len())),
+            ("optimise last good volume", floats(self.grid.len())),
             ("optimise gradient by the volume", floats(self.grid.len())),
             ("optimise line integrals", floats(scan)),
             ("optimise pixel weights", floats(scan)),
             ("optimise projections of a subset", floats(subset)),
             ("optimise gradient by the projections", floats(subset)),
-            ("optimise poses", self.views() * (size_of::<ViewPose>() + size_of::<usize>())),
+            ("optimise poses", self.views() * (2 * size_of::<ViewPose>() + size_of::<usize>())),
         ];
         if self.settings.hold_back_one_in > 0 {
             buffers.push(("optimise best volume so far", floats(self.grid.len())));

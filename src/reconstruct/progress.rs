@@ -24,6 +24,12 @@ pub trait Observer: Send {
 
     /// Called after each iteration.
     fn observe(&mut self, progress: &Progress<'_>);
+
+    /// Whether to leave the method now, with what it has; asked between the operations of an iteration, so that a caller waits for
+    /// none of them longer than it takes.
+    fn interrupts(&self) -> bool {
+        false
+    }
 }
 
 /// Nobody watches.
@@ -52,6 +58,8 @@ pub enum StopReason {
     HeldBack,
     /// The method's own rule says that it has converged.
     Converged,
+    /// Whoever watches asked for the end: the volume of the last whole iteration stands.
+    Interrupted,
     /// The residual is no number any more, or far above that of an empty volume: the last good volume stands.
     Diverged,
 }
@@ -66,6 +74,7 @@ impl StopReason {
             Self::Change => "volume hardly changed any more",
             Self::HeldBack => "residual of the held-back views grew",
             Self::Converged => "converged",
+            Self::Interrupted => "interrupted",
             Self::Diverged => "diverged: the last good volume stands",
         }
     }

@@ -9,8 +9,10 @@
 pub mod adapt;
 mod drive;
 pub mod initialise;
+mod plan;
 
 pub use drive::{GaussianRepresentation, GaussianSchedule};
+pub use plan::GaussianPlan;
 
 use crate::compute::ComputeError;
 use crate::compute::gaussians::{AdamStep, GaussianCompute, GaussianGradients, GaussianSet};

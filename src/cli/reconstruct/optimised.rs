@@ -13,7 +13,7 @@ use crate::compute::gaussians::{GaussianCompute, GaussianWorkload};
 use crate::compute::losses::LossCompute;
 use crate::error::exit;
 use crate::reconstruct::optimise::{Budget, OptimiseError, OptimisePlan, OptimiseSettings, Optimiser};
-use crate::reconstruct::{FdkAccumulator, FdkPlan, FdkSettings};
+use crate::reconstruct::{FdkAccumulator, FdkPlan, FdkSettings, Unobserved};
 use crate::represent::gaussians::initialise::Initialisation;
 use crate::represent::gaussians::{GaussianLimits, GaussianRates, GaussianRepresentation, GaussianSchedule, Gaussians};
 
@@ -203,7 +203,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let (compute, tracer) = (&job.compute, &mut job.tracer);
     let outcome = compute
         .install(|| {
-            optimiser.begin(compute, &volume)?;
+            optimiser.begin(compute, &volume, &Unobserved)?;
             optimiser.run(compute, budget, tracer)
         })
         .map_err(refused)?;

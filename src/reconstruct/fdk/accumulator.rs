@@ -83,11 +83,30 @@ impl FdkAccumulator {
         first: usize,
         line_integrals: &[f32],
     ) -> Result<(), ReconstructError> {
+        self.add_views_at(compute, first, None, line_integrals)
+    }
+
+    /// As [`FdkAccumulator::add_views`], with the poses that the gantry reported for these views in place of the planned ones.
+    ///
+    /// # Errors
+    /// As [`FdkAccumulator::add_views`].
+    pub fn add_views_at(
+        &mut self,
+        compute: &dyn Compute,
+        first: usize,
+        poses: Option<&[ViewPose]>,
+        line_integrals: &[f32],
+    ) -> Result<(), ReconstructError> {
         let pixels = self.plan.detector.pixels();
         for (group, part) in line_integrals.chunks(self.plan.views_per_call * pixels).enumerate() {
-            let start = first + group * self.plan.views_per_call;
-            let views = start..start + part.len().div_ceil(pixels);
+            let before = group * self.plan.views_per_call;
+            let views = first + before..first + before + part.len().div_ceil(pixels);
             self.begin_call(views.clone(), part)?;
+            let reported = poses.and_then(|poses| poses.get(before..before + views.len()));
+            for (index, (planned, pose)) in self.call.views.iter_mut().zip(reported.unwrap_or(&[])).enumerate() {
+                pose.check(views.start + index)?;
+                *planned = widen(pose, self.plan.pad);
+            }
             self.finish_call(compute, views, part)?;
         }
         Ok(())
@@ -181,6 +200,11 @@ impl FdkAccumulator {
     #[must_use]
     pub fn volume(&self) -> &[f32] {
         &self.volume
+    }
+
+    /// The volume, to scale or cut in place before it is taken for something else.
+    pub(crate) fn volume_mut(&mut self) -> &mut [f32] {
+        &mut self.volume
     }
 
     /// Gives up the accumulator for its volume.

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use rayon::prelude::*;
+
 use super::weights::{is_held_back, weight};
-use super::{Budget, OptimiseError, OptimisePlan, Pace};
+use super::{Budget, OptimiseError, OptimisePlan, Pace, ScanViews};
 use crate::compute::Operations;
 use crate::compute::losses::ImageLoss;
 use crate::compute::total_variation::TotalVariation;
+use crate::geometry::ScanGeometry;
 use crate::reconstruct::{Observer, Progress, ReconstructError, StopReason};
 use crate::represent::{Representation, Stage};
 
@@ -30,9 +33,17 @@ pub struct Outcome {
 pub struct Optimiser {
     plan: Arc<OptimisePlan>,
     representation: Box<dyn Representation>,
+    /// Poses of each subset's views that are there, as they really were.
+    subsets: Vec<ScanGeometry>,
+    /// Views that are there.
+    views: usize,
     volume: Vec<f32>,
+    /// The last volume whose residual was found in order.
+    good: Vec<f32>,
+    /// Whether that holds of `volume`.
+    is_good: bool,
     by_volume: Vec<f32>,
-    /// In the plan's order, as `weights`.
+    /// In the plan's order, as `weights`; the views of a subset that are there come first in its part.
     measured: Vec<f32>,
     weights: Vec<f32>,
     projections: Vec<f32>,
@@ -40,6 +51,8 @@ pub struct Optimiser {
     best: Vec<f32>,
     ramp: crate::compute::cpu::ramp_filter::RampFilter,
     largest_measured: f32,
+    /// Root of the mean square of the line integrals: the residual of an empty volume.
+    rms_measured: f64,
     /// Sum of squares and number of the rays held back, over a round.
     held_back: (f64, usize),
 }
@@ -67,7 +80,11 @@ impl Optimiser {
         let subset = plan.views_per_call() * plan.pixels();
         let best = if plan.settings.hold_back_one_in > 0 { voxels } else { 0 };
         Ok(Self {
+            subsets: plan.subsets.clone(),
+            views: plan.views(),
             volume: floats("optimise volume", voxels)?,
+            good: floats("optimise last good volume", voxels)?,
+            is_good: false,
             by_volume: floats("optimise gradient by the volume", voxels)?,
             measured: floats("optimise line integrals", scan)?,
             weights: floats("optimise pixel weights", scan)?,
@@ -80,6 +97,7 @@ impl Optimiser {
                 1.0,
             ),
             largest_measured: 0.0,
+            rms_measured: 0.0,
             held_back: (0.0, 0),
             plan,
             representation,
@@ -115,56 +133,94 @@ impl Optimiser {
     /// # Errors
     /// [`ReconstructError::Length`] and [`ReconstructError::NotFinite`].
     pub fn load(&mut self, line_integrals: &[f32]) -> Result<(), ReconstructError> {
+        self.load_views(&ScanViews::whole(line_integrals))
+    }
+
+    /// As [`Optimiser::load`], of the views that there are, at the poses that they had.
+    ///
+    /// # Errors
+    /// As [`Optimiser::load`], and [`ReconstructError::Geometry`] for a broken pose.
+    pub fn load_views(&mut self, scan: &ScanViews<'_>) -> Result<(), ReconstructError> {
         let (pixels, settings) = (self.plan.pixels(), &self.plan.settings);
         let detector = self.plan.subsets[0].detector;
-        if line_integrals.len() != self.measured.len() {
+        if scan.line_integrals.len() != self.measured.len() {
             return Err(ReconstructError::Length {
-                given: line_integrals.len(),
+                given: scan.line_integrals.len(),
                 needed: self.measured.len(),
                 views: self.plan.views(),
                 rows: detector.rows,
                 columns: detector.columns,
             });
         }
-        self.largest_measured = 0.0;
-        for (place, &view) in self.plan.order.iter().enumerate() {
-            let from = &line_integrals[view * pixels..][..pixels];
-            let (to, weights) =
-                (&mut self.measured[place * pixels..][..pixels], &mut self.weights[place * pixels..][..pixels]);
-            for (pixel, ((&value, to), w)) in from.iter().zip(to).zip(weights).enumerate() {
-                if !value.is_finite() {
-                    let (row, column) = (pixel / detector.columns, pixel % detector.columns);
-                    return Err(ReconstructError::NotFinite { view, row, column, value });
+        (self.largest_measured, self.views) = (0.0, 0);
+        let (mut squares, mut before) = (0.0, 0);
+        for (planned, subset) in self.plan.subsets.iter().zip(&mut self.subsets) {
+            subset.views.clear();
+            for (&pose, &view) in planned.views.iter().zip(&self.plan.order[before..]) {
+                if !scan.has(view) {
+                    continue;
                 }
-                *to = value;
-                self.largest_measured = self.largest_measured.max(value);
-                let ray = (view * pixels + pixel) as u64;
-                *w = if is_held_back(settings.seed, ray, settings.hold_back_one_in) {
-                    0.0
-                } else {
-                    weight(value, settings.data.photons, settings.data.model_error)
-                };
+                let place = before + subset.views.len();
+                let pose = scan.pose(view).unwrap_or(pose);
+                pose.check(view)?;
+                subset.views.push(pose);
+                let from = &scan.line_integrals[view * pixels..][..pixels];
+                let (to, weights) =
+                    (&mut self.measured[place * pixels..][..pixels], &mut self.weights[place * pixels..][..pixels]);
+                for (pixel, ((&value, to), w)) in from.iter().zip(to).zip(weights).enumerate() {
+                    if !value.is_finite() {
+                        let (row, column) = (pixel / detector.columns, pixel % detector.columns);
+                        return Err(ReconstructError::NotFinite { view, row, column, value });
+                    }
+                    *to = value;
+                    squares += f64::from(value) * f64::from(value);
+                    self.largest_measured = self.largest_measured.max(value);
+                    let ray = (view * pixels + pixel) as u64;
+                    *w = if is_held_back(settings.seed, ray, settings.hold_back_one_in) {
+                        0.0
+                    } else {
+                        weight(value, settings.data.photons, settings.data.model_error)
+                    };
+                }
             }
+            before += planned.views.len();
+            self.views += subset.views.len();
+        }
+        self.rms_measured = (squares / (self.views * pixels).max(1) as f64).sqrt();
+        Ok(())
+    }
+
+    /// Begins near `start` (1/mm, `[x][y][z]`) and brings the representation to it, or as far as `observer` lets it.
+    ///
+    /// # Errors
+    /// [`OptimiseError`] where the representation refuses that volume or an operation fails.
+    pub fn begin(
+        &mut self,
+        compute: &dyn Operations,
+        start: &[f32],
+        observer: &dyn Observer,
+    ) -> Result<(), OptimiseError> {
+        self.representation.begin(compute, &self.plan.grid, start)?;
+        self.good.copy_from_slice(start);
+        self.is_good = false;
+        for step in 0..self.plan.settings.fit_iterations {
+            if observer.interrupts() {
+                break;
+            }
+            self.fit(compute, start, step)?;
         }
         Ok(())
     }
 
-    /// Begins near `start` (1/mm, `[x][y][z]`) and brings the representation to it.
-    ///
-    /// # Errors
-    /// [`OptimiseError`] where the representation refuses that volume or an operation fails.
-    pub fn begin(&mut self, compute: &dyn Operations, start: &[f32]) -> Result<(), OptimiseError> {
-        let grid = &self.plan.grid;
-        self.representation.begin(compute, grid, start)?;
-        for step in 0..self.plan.settings.fit_iterations {
-            let draw = Some(step as u64);
-            self.representation.voxelise(compute, grid, draw, &mut self.volume)?;
-            for ((gradient, volume), start) in self.by_volume.iter_mut().zip(&self.volume).zip(start) {
-                *gradient = volume - start;
-            }
-            self.representation.voxelise_backward(compute, grid, draw, &self.by_volume)?;
-            self.representation.step(compute, grid, Stage { share: 0.0, fitting: true })?;
+    /// One step towards `start`.
+    fn fit(&mut self, compute: &dyn Operations, start: &[f32], step: usize) -> Result<(), OptimiseError> {
+        let (grid, draw) = (&self.plan.grid, Some(step as u64));
+        self.representation.voxelise(compute, grid, draw, &mut self.volume)?;
+        for ((gradient, volume), start) in self.by_volume.iter_mut().zip(&self.volume).zip(start) {
+            *gradient = volume - start;
         }
+        self.representation.voxelise_backward(compute, grid, draw, &self.by_volume)?;
+        self.representation.step(compute, grid, Stage { share: 0.0, fitting: true })?;
         Ok(())
     }
 
@@ -187,13 +243,20 @@ impl Optimiser {
         self.held_back = (0.0, 0);
         while pace.iterations().is_none_or(|count| done < count) {
             let began = Instant::now();
-            residual = self.iterate(compute, done, pace.share(done))?;
+            match self.iterate(compute, done, pace.share(done), observer)? {
+                Iterated::Done(of_its_volume) => residual = of_its_volume,
+                Iterated::Interrupted => {
+                    stopped = StopReason::Interrupted;
+                    break;
+                }
+                Iterated::Diverged(of_its_volume) => {
+                    residual = of_its_volume;
+                    stopped = StopReason::Diverged;
+                    break;
+                }
+            }
             done += 1;
             pace.took(began.elapsed(), Instant::now());
-            if !residual.is_finite() {
-                stopped = StopReason::Diverged;
-                break;
-            }
             if done.is_multiple_of(round) && self.held_back.1 > 0 {
                 let (sum, rays) = std::mem::take(&mut self.held_back);
                 let now = (sum / rays as f64).sqrt();
@@ -212,7 +275,10 @@ impl Optimiser {
                 }
             }
             let volume = if observer.wants_volume(done) {
-                self.representation.voxelise(compute, &self.plan.grid, None, &mut self.volume)?;
+                if !self.voxelise(compute)? {
+                    stopped = StopReason::Diverged;
+                    break;
+                }
                 Some(&*self.volume)
             } else {
                 None
@@ -223,10 +289,15 @@ impl Optimiser {
                 break;
             }
         }
-        if stopped == StopReason::HeldBack {
-            self.volume.copy_from_slice(&self.best);
-        } else {
-            self.representation.voxelise(compute, &self.plan.grid, None, &mut self.volume)?;
+        match stopped {
+            StopReason::HeldBack => self.volume.copy_from_slice(&self.best),
+            StopReason::Diverged | StopReason::Interrupted => self.take_good(),
+            _ => {
+                if !self.voxelise(compute)? {
+                    stopped = StopReason::Diverged;
+                    self.take_good();
+                }
+            }
         }
         Ok(Outcome {
             iterations: done,
@@ -237,22 +308,64 @@ impl Optimiser {
         })
     }
 
-    /// One iteration; returns the residual of its views.
-    fn iterate(&mut self, compute: &dyn Operations, iteration: usize, share: f32) -> Result<f64, OptimiseError> {
+    /// The representation as it is now; whether it is a volume at all. It may still be no good: only its residual tells.
+    fn voxelise(&mut self, compute: &dyn Operations) -> Result<bool, OptimiseError> {
+        self.keep_good();
+        self.representation.voxelise(compute, &self.plan.grid, None, &mut self.volume)?;
+        // Not one NaN or infinity: only then all values times 0 add up to 0.
+        Ok(self.volume.par_chunks(1 << 16).all(|part| part.iter().map(|value| value * 0.0).sum::<f32>() == 0.0))
+    }
+
+    /// `volume` is about to be overwritten: if it is good, it is kept.
+    fn keep_good(&mut self) {
+        if std::mem::take(&mut self.is_good) {
+            std::mem::swap(&mut self.volume, &mut self.good);
+        }
+    }
+
+    /// Makes the last good volume the result.
+    fn take_good(&mut self) {
+        if !self.is_good {
+            std::mem::swap(&mut self.volume, &mut self.good);
+        }
+        self.is_good = true;
+    }
+
+    /// One iteration.
+    fn iterate(
+        &mut self,
+        compute: &dyn Operations,
+        iteration: usize,
+        share: f32,
+        observer: &dyn Observer,
+    ) -> Result<Iterated, OptimiseError> {
+        self.keep_good();
         let plan = &self.plan;
         let (settings, grid) = (&plan.settings, &plan.grid);
         let draw = Some((settings.fit_iterations + iteration) as u64);
+        // The next subset that has views.
+        let Some(subset) = (0..self.subsets.len())
+            .map(|further| (iteration + further) % self.subsets.len())
+            .find(|&subset| !self.subsets[subset].views.is_empty())
+        else {
+            return Ok(Iterated::Done(0.0));
+        };
+        if observer.interrupts() {
+            return Ok(Iterated::Interrupted);
+        }
         self.representation.voxelise(compute, grid, draw, &mut self.volume)?;
 
-        let subset = iteration % plan.subsets.len();
-        let geometry = &plan.subsets[subset];
+        let geometry = &self.subsets[subset];
         let before: usize = plan.subsets[..subset].iter().map(|earlier| earlier.views.len()).sum();
         let (from, count) = (before * plan.pixels(), geometry.projection_len());
         let (measured, weights) = (&self.measured[from..][..count], &self.weights[from..][..count]);
         let (projections, by_projections) = (&mut self.projections[..count], &mut self.by_projections[..count]);
+        if observer.interrupts() {
+            return Ok(Iterated::Interrupted);
+        }
         compute.forward_project(geometry, grid, &self.volume, projections)?;
         // The operation means over pixels; here the sum over all views counts, of which this subset is a part.
-        let pixels = count as f32 * (plan.views() as f32 / geometry.views.len() as f32);
+        let pixels = count as f32 * (self.views as f32 / geometry.views.len() as f32);
         let loss = ImageLoss {
             squares: 0.5 * settings.data.squares * pixels,
             l1: settings.data.modulus * pixels,
@@ -262,6 +375,11 @@ impl Optimiser {
         };
         let value =
             compute.image_loss(geometry.detector, &loss, projections, measured, Some(weights), by_projections)?;
+        let residual = value.squares.sqrt();
+        if !(residual.is_finite() && residual <= DIVERGED * self.rms_measured.max(1e-3)) {
+            return Ok(Iterated::Diverged(residual));
+        }
+        self.is_good = true;
         if settings.hold_back_one_in > 0 {
             for ((p, m), w) in projections.iter().zip(measured).zip(weights) {
                 if *w == 0.0 {
@@ -278,13 +396,32 @@ impl Optimiser {
                 *g = (1.0 - settings.sharpness) * *g + gain * f;
             }
         }
+        if observer.interrupts() {
+            return Ok(Iterated::Interrupted);
+        }
         compute.back_project_matched(geometry, grid, by_projections, &mut self.by_volume)?;
         if settings.tv_mm > 0.0 {
             let variation = TotalVariation::on(grid, settings.tv_epsilon_per_mm);
             compute.add_total_variation_gradient(&variation, settings.tv_mm, &self.volume, &mut self.by_volume)?;
         }
+        if observer.interrupts() {
+            return Ok(Iterated::Interrupted);
+        }
         self.representation.voxelise_backward(compute, grid, draw, &self.by_volume)?;
         self.representation.step(compute, grid, Stage { share, fitting: false })?;
-        Ok(value.squares.sqrt())
+        Ok(Iterated::Done(residual))
     }
+}
+
+/// A residual above this many times that of an empty volume is no progress any more.
+const DIVERGED: f64 = 4.0;
+
+/// What an iteration came to.
+enum Iterated {
+    /// Done; the residual of its volume, before the step.
+    Done(f64),
+    /// Left in the middle.
+    Interrupted,
+    /// The residual of its volume is no number, or far above that of an empty one.
+    Diverged(f64),
 }
