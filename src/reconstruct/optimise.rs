@@ -19,6 +19,7 @@ mod recipe;
 mod run;
 mod scan;
 mod start;
+mod views;
 mod weights;
 
 pub use budget::{Budget, Pace};
@@ -66,7 +67,9 @@ pub struct OptimiseSettings {
     pub tv_mm: f32,
     /// Differences of neighbouring voxels (1/mm) below which the total variation is smoothed.
     pub tv_epsilon_per_mm: f32,
-    /// Iterations that only bring the representation to the starting volume.
+    /// Steps of the starting volume itself, before the representation begins with it.
+    pub approach_iterations: usize,
+    /// Iterations that only bring the representation to that volume.
     pub fit_iterations: usize,
     /// One ray in this many is held back: not learnt from, but watched for overfitting. 0 for none.
     pub hold_back_one_in: usize,
@@ -85,6 +88,7 @@ impl Default for OptimiseSettings {
             data: DataTerm::default(),
             tv_mm: 0.08,
             tv_epsilon_per_mm: 4e-4,
+            approach_iterations: 15,
             fit_iterations: 20,
             hold_back_one_in: 0,
             patience: 0.2,

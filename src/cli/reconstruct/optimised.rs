@@ -64,6 +64,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     settings.data.squares = get("squares", f64::from(settings.data.squares)) as f32;
     settings.data.modulus = get("modulus", f64::from(settings.data.modulus)) as f32;
     settings.data.dissimilarity = get("ssim", f64::from(settings.data.dissimilarity)) as f32;
+    settings.approach_iterations = get("approach", settings.approach_iterations as f64) as usize;
     settings.sharpness = get("sharp", 0.0) as f32;
     settings.fit_iterations = get("fit", settings.fit_iterations as f64) as usize;
     settings.views_per_iteration = get("views", settings.views_per_iteration as f64) as usize;
@@ -132,66 +133,6 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     }
     let mut volume = accumulator.into_volume();
     volume.iter_mut().for_each(|v| *v = v.max(0.0));
-    let sweeps = get("sweeps", 6.0) as usize;
-    if sweeps > 0 {
-        use crate::compute::total_variation::{TotalVariation, VariationCompute};
-        let parts = get("parts", 9.0) as usize;
-        let views = &scan.geometry.views;
-        let pixels = scan.geometry.detector.pixels();
-        let mut work = vec![0.0f32; volume.len()];
-        let mut ones = vec![1.0f32; volume.len()];
-        let subsets: Vec<_> = (0..parts)
-            .map(|s| {
-                let members: Vec<usize> = (s..views.len()).step_by(parts).collect();
-                let geometry = crate::geometry::ScanGeometry {
-                    detector: scan.geometry.detector,
-                    views: members.iter().map(|&v| views[v]).collect(),
-                };
-                let b: Vec<f32> =
-                    members.iter().flat_map(|&v| integrals[v * pixels..][..pixels].iter().copied()).collect();
-                let mut row = vec![0.0f32; b.len()];
-                ones.fill(1.0);
-                job.compute.forward_project(&geometry, &job.grid, &ones, &mut row).unwrap();
-                let one = vec![1.0f32; b.len()];
-                let mut column = vec![0.0f32; volume.len()];
-                job.compute.back_project_matched(&geometry, &job.grid, &one, &mut column).unwrap();
-                (geometry, b, row, column)
-            })
-            .collect();
-        if get("zero", 1.0) > 0.0 {
-            volume.fill(0.0);
-        }
-        for sweep in 0..sweeps {
-            let relax = (get("relax", 1.0) * 0.95f64.powi(sweep as i32)) as f32;
-            let before = volume.clone();
-            for (geometry, b, row, column) in &subsets {
-                let mut p = vec![0.0f32; b.len()];
-                job.compute.forward_project(geometry, &job.grid, &volume, &mut p).unwrap();
-                for ((p, b), row) in p.iter_mut().zip(b).zip(row) {
-                    *p = if *row > 0.0 { (b - *p) / row } else { 0.0 };
-                }
-                job.compute.back_project_matched(geometry, &job.grid, &p, &mut work).unwrap();
-                for ((v, c), w) in volume.iter_mut().zip(column).zip(&work) {
-                    if *c > 1e-6 {
-                        *v = (*v + relax * w / c).max(0.0);
-                    }
-                }
-            }
-            let moved: f64 = volume.iter().zip(&before).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
-            let variation = TotalVariation::on(&job.grid, 1e-5);
-            for _ in 0..get("tvsteps", 10.0) as usize {
-                work.fill(0.0);
-                job.compute.add_total_variation_gradient(&variation, 1.0, &volume, &mut work).unwrap();
-                let norm: f64 = work.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-                let step = (get("tvstep", 0.08) * moved / norm) as f32;
-                volume.iter_mut().zip(&work).for_each(|(v, g)| *v = (*v - step * g).max(0.0));
-            }
-            let p = crate::reconstruct::Progress { iteration: 1, iterations: 1, residual: 0.0, volume: Some(&volume) };
-            use crate::reconstruct::Observer;
-            job.tracer.wants_volume(1);
-            job.tracer.observe(&p);
-        }
-    }
     let budget = match options.deadline {
         Some(seconds) => Budget::Deadline {
             at: start + Duration::from_secs_f64(seconds),
