@@ -45,6 +45,8 @@ enum Method {
     Fdk,
     /// 3D Gaussians, optimised against the projections
     Gaussians,
+    /// Neural field (hash grid and small network), optimised against the projections
+    Field,
     /// Ordered-subset SART: algebraic, non-negative
     OsSart,
 }
@@ -55,6 +57,7 @@ impl Method {
         match self {
             Self::Fdk => "fdk",
             Self::Gaussians => "gaussians",
+            Self::Field => "field",
             Self::OsSart => "os-sart",
         }
     }
@@ -64,6 +67,7 @@ impl Method {
         match self {
             Self::Fdk => "FDK",
             Self::Gaussians => "Gaussians",
+            Self::Field => "Field",
             Self::OsSart => "OS-SART",
         }
     }
@@ -134,10 +138,10 @@ impl Arguments {
     fn check_options(&self) -> Result<(), Failure> {
         let iterations = self.iterations.map(|_| "--iterations");
         let groups: [(&[Method], Option<&str>); 4] = [
-            (&[Method::OsSart, Method::Gaussians], iterations),
+            (&[Method::OsSart, Method::Gaussians, Method::Field], iterations),
             (&[Method::Fdk], self.fdk.given()),
             (&[Method::OsSart], self.iterative.given()),
-            (&[Method::Gaussians], self.optimised.given()),
+            (&[Method::Gaussians, Method::Field], self.optimised.given()),
         ];
         for (methods, given) in groups {
             if let Some(option) = given.filter(|_| !methods.contains(&self.method)) {
@@ -204,7 +208,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut job = Job { arguments, scan: &scan, grid, compute, tracer };
     let done = match arguments.method {
         Method::Fdk => fdk::run(&mut job)?,
-        Method::Gaussians => optimised::run(&mut job)?,
+        Method::Gaussians | Method::Field => optimised::run(&mut job)?,
         Method::OsSart => iterative::run_os_sart(&mut job)?,
     };
     job.tracer.write()?;

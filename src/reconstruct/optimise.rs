@@ -18,15 +18,13 @@ mod budget;
 mod recipe;
 mod run;
 mod scan;
-mod start;
 mod views;
 mod weights;
 
 pub use budget::{Budget, Pace};
-pub use recipe::{Method, Recipe};
+pub use recipe::{Method, Recipe, usual_iterations};
 pub use run::{Optimiser, Outcome};
 pub use scan::ScanViews;
-pub use start::Start;
 
 use crate::compute::Workload;
 use crate::compute::losses::LossWorkload;

@@ -202,11 +202,6 @@ impl FdkAccumulator {
         &self.volume
     }
 
-    /// The volume, to scale or cut in place before it is taken for something else.
-    pub(crate) fn volume_mut(&mut self) -> &mut [f32] {
-        &mut self.volume
-    }
-
     /// Gives up the accumulator for its volume.
     #[must_use]
     pub fn into_volume(self) -> Vec<f32> {

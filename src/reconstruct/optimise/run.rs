@@ -106,17 +106,21 @@ impl Optimiser {
         self.views.load(scan)
     }
 
-    /// Begins near `start` (1/mm, `[x][y][z]`) and brings the representation to it, or as far as `observer` lets it.
+    /// Brings a volume near what the views say, by [`super::OptimiseSettings::approach_iterations`] steps from `start` (1/mm, `[x][y][z]`; `None`: from nothing), and
+    /// the representation to that volume; or as far as `observer` lets it.
     ///
     /// # Errors
     /// [`OptimiseError`] where the representation refuses that volume or an operation fails.
     pub fn begin(
         &mut self,
         compute: &dyn Operations,
-        start: &[f32],
+        start: Option<&[f32]>,
         observer: &dyn Observer,
     ) -> Result<(), OptimiseError> {
-        self.good.copy_from_slice(start);
+        match start {
+            Some(start) => self.good.copy_from_slice(start),
+            None => self.good.fill(0.0),
+        }
         self.is_good = false;
         for step in 0..self.plan.settings.approach_iterations {
             if !self.approach(compute, step, observer)? {
