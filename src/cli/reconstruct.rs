@@ -44,6 +44,8 @@ enum Method {
     Fdk,
     /// Ordered-subset SART: algebraic, non-negative
     OsSart,
+    /// Adaptive steepest descent of the total variation between sweeps of OS-SART
+    AsdPocs,
 }
 
 impl Method {
@@ -52,6 +54,7 @@ impl Method {
         match self {
             Self::Fdk => "fdk",
             Self::OsSart => "os-sart",
+            Self::AsdPocs => "asd-pocs",
         }
     }
 
@@ -60,6 +63,7 @@ impl Method {
         match self {
             Self::Fdk => "FDK",
             Self::OsSart => "OS-SART",
+            Self::AsdPocs => "ASD-POCS",
         }
     }
 }
@@ -119,6 +123,8 @@ pub(super) struct Arguments {
     #[command(flatten)]
     iterative: iterative::Options,
     #[command(flatten)]
+    asd_pocs: iterative::AsdPocsOptions,
+    #[command(flatten)]
     trace: trace::Options,
 }
 
@@ -126,10 +132,11 @@ impl Arguments {
     /// Refuses options that belong to other methods: they would be passed over in silence.
     fn check_options(&self) -> Result<(), Failure> {
         let iterations = self.iterations.map(|_| "--iterations");
-        let groups: [(&[Method], Option<&str>); 3] = [
-            (&[Method::OsSart], iterations),
+        let groups: [(&[Method], Option<&str>); 4] = [
+            (&[Method::OsSart, Method::AsdPocs], iterations),
             (&[Method::Fdk], self.fdk.given()),
-            (&[Method::OsSart], self.iterative.given()),
+            (&[Method::OsSart, Method::AsdPocs], self.iterative.given()),
+            (&[Method::AsdPocs], self.asd_pocs.given()),
         ];
         for (methods, given) in groups {
             if let Some(option) = given.filter(|_| !methods.contains(&self.method)) {
@@ -197,6 +204,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let done = match arguments.method {
         Method::Fdk => fdk::run(&mut job)?,
         Method::OsSart => iterative::run_os_sart(&mut job)?,
+        Method::AsdPocs => iterative::run_asd_pocs(&mut job)?,
     };
     job.tracer.write()?;
     let compute = job.compute;
