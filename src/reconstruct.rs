@@ -2,14 +2,19 @@
 
 #![forbid(unsafe_code)]
 
+pub mod asd_pocs;
 pub mod fdk;
 pub mod optimise;
 mod memory;
+pub mod noise;
 pub mod os_sart;
 pub mod progress;
 pub mod stopping;
 pub mod subsets;
+#[cfg(test)]
+mod test_scan;
 
+pub use asd_pocs::{AsdPocs, AsdPocsPlan, AsdPocsSettings, Epsilon};
 pub use fdk::{FdkAccumulator, FdkPlan, FdkSettings};
 pub use os_sart::{OsSart, OsSartPlan, OsSartSettings, PixelWeights};
 pub use progress::{Observer, Progress, StopReason, Unobserved};

@@ -43,12 +43,14 @@ Exit codes: 0 done, 2 options, 4 input, 5 impossible geometry, 6 too little memo
 enum Method {
     /// Feldkamp, Davis and Kress: weight, ramp-filter, back-project
     Fdk,
+    /// Ordered-subset SART: algebraic, non-negative
+    OsSart,
+    /// Adaptive steepest descent of the total variation between sweeps of OS-SART
+    AsdPocs,
     /// 3D Gaussians, optimised against the projections
     Gaussians,
     /// Neural field (hash grid and small network), optimised against the projections
     Field,
-    /// Ordered-subset SART: algebraic, non-negative
-    OsSart,
 }
 
 impl Method {
@@ -59,6 +61,7 @@ impl Method {
             Self::Gaussians => "gaussians",
             Self::Field => "field",
             Self::OsSart => "os-sart",
+            Self::AsdPocs => "asd-pocs",
         }
     }
 
@@ -69,6 +72,7 @@ impl Method {
             Self::Gaussians => "Gaussians",
             Self::Field => "Field",
             Self::OsSart => "OS-SART",
+            Self::AsdPocs => "ASD-POCS",
         }
     }
 }
@@ -130,6 +134,8 @@ pub(super) struct Arguments {
     #[command(flatten)]
     iterative: iterative::Options,
     #[command(flatten)]
+    asd_pocs: iterative::AsdPocsOptions,
+    #[command(flatten)]
     trace: trace::Options,
 }
 
@@ -137,10 +143,11 @@ impl Arguments {
     /// Refuses options that belong to other methods: they would be passed over in silence.
     fn check_options(&self) -> Result<(), Failure> {
         let iterations = self.iterations.map(|_| "--iterations");
-        let groups: [(&[Method], Option<&str>); 4] = [
-            (&[Method::OsSart, Method::Gaussians, Method::Field], iterations),
+        let groups: [(&[Method], Option<&str>); 5] = [
+            (&[Method::OsSart, Method::AsdPocs, Method::Gaussians, Method::Field], iterations),
             (&[Method::Fdk], self.fdk.given()),
-            (&[Method::OsSart], self.iterative.given()),
+            (&[Method::OsSart, Method::AsdPocs], self.iterative.given()),
+            (&[Method::AsdPocs], self.asd_pocs.given()),
             (&[Method::Gaussians, Method::Field], self.optimised.given()),
         ];
         for (methods, given) in groups {
@@ -210,6 +217,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Method::Fdk => fdk::run(&mut job)?,
         Method::Gaussians | Method::Field => optimised::run(&mut job)?,
         Method::OsSart => iterative::run_os_sart(&mut job)?,
+        Method::AsdPocs => iterative::run_asd_pocs(&mut job)?,
     };
     job.tracer.write()?;
     let compute = job.compute;

@@ -10,7 +10,10 @@ use super::{Arguments, Job, Reconstructed, failure, memory};
 use crate::cli::Failure;
 use crate::compute::Compute;
 use crate::geometry::Coverage;
-use crate::reconstruct::{OsSart, OsSartPlan, OsSartSettings, Outcome, PixelWeights, StopRules};
+use crate::reconstruct::{
+    AsdPocs, AsdPocsPlan, AsdPocsSettings, Epsilon, OsSart, OsSartPlan, OsSartSettings, Outcome, PixelWeights,
+    StopRules,
+};
 
 /// How pixels count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -99,6 +102,55 @@ impl Options {
     }
 }
 
+/// Options of ASD-POCS.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "asd-pocs")]
+pub(super) struct AsdPocsOptions {
+    /// Steps of the descent of total variation in each iteration [default: 20]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    tv_steps: Option<u32>,
+    /// Length of a descent step over that of the first sweep [default: 0.002]
+    #[arg(long, value_name = "ALPHA")]
+    alpha: Option<f64>,
+    /// Factor of the step's length where the descent goes too far [default: 0.95]
+    #[arg(long, value_name = "FACTOR")]
+    alpha_factor: Option<f64>,
+    /// Largest share of the data step that the descent may undo [default: 0.95]
+    #[arg(long, value_name = "SHARE")]
+    r_max: Option<f64>,
+    /// Residual (root mean square) at which the data count as met [default: 0.8 times the noise estimated]
+    #[arg(long, value_name = "RMS")]
+    epsilon: Option<f64>,
+}
+
+impl AsdPocsOptions {
+    /// An option that was given.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        [
+            ("--tv-steps", self.tv_steps.is_some()),
+            ("--alpha", self.alpha.is_some()),
+            ("--alpha-factor", self.alpha_factor.is_some()),
+            ("--r-max", self.r_max.is_some()),
+            ("--epsilon", self.epsilon.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(option, given)| given.then_some(option))
+    }
+
+    fn settings(&self, arguments: &Arguments) -> AsdPocsSettings {
+        let default = AsdPocsSettings::default();
+        AsdPocsSettings {
+            sart: Options::os_sart(arguments, default.sart),
+            tv_steps: self.tv_steps.map_or(default.tv_steps, |n| n as usize),
+            alpha: self.alpha.unwrap_or(default.alpha),
+            alpha_factor: self.alpha_factor.unwrap_or(default.alpha_factor),
+            r_max: self.r_max.unwrap_or(default.r_max),
+            epsilon: self.epsilon.map_or(default.epsilon, Epsilon::Rms),
+            tv_epsilon: default.tv_epsilon,
+        }
+    }
+}
+
 /// Reconstructs by OS-SART.
 pub(super) fn run_os_sart(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let begin = Instant::now();
@@ -117,6 +169,32 @@ pub(super) fn run_os_sart(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     tracer.end();
     let facts = sart_facts(&plan);
     Ok(finish(job, outcome, facts, plan_s, plan.buffers(), scratch_bytes, sart.into_volume()))
+}
+
+/// Reconstructs by ASD-POCS.
+pub(super) fn run_asd_pocs(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
+    let begin = Instant::now();
+    let settings = job.arguments.asd_pocs.settings(job.arguments);
+    let plan = AsdPocsPlan::without_scratch(&job.scan.geometry, &job.grid, settings).map_err(failure)?;
+    let scratch_bytes = job.compute.scratch_bytes(&plan.workload());
+    memory::check(&plan.buffers(), scratch_bytes, &job.grid, "use a smaller --size or more --subset-views")?;
+    job.compute.prepare(&plan.workload()).map_err(|error| failure(error.into()))?;
+    let plan = Arc::new(plan);
+    let mut method = AsdPocs::new(Arc::clone(&plan), &job.compute, job.line_integrals()).map_err(failure)?;
+    let plan_s = begin.elapsed().as_secs_f64();
+
+    let Job { compute, tracer, .. } = job;
+    tracer.begin("ASD-POCS", "iterations", settings.sart.stop.iterations);
+    let outcome = compute.install(|| method.run(compute, tracer)).map_err(failure)?;
+    tracer.end();
+    let mut facts = sart_facts(plan.sart());
+    facts.insert("tv_steps".into(), settings.tv_steps.into());
+    facts.insert("alpha".into(), settings.alpha.into());
+    facts.insert("alpha_factor".into(), settings.alpha_factor.into());
+    facts.insert("r_max".into(), settings.r_max.into());
+    facts.insert("epsilon".into(), method.epsilon().into());
+    facts.insert("noise".into(), json!(method.noise()));
+    Ok(finish(job, outcome, facts, plan_s, plan.buffers(), scratch_bytes, method.into_volume()))
 }
 
 /// What there is to know of the data step.

@@ -52,6 +52,9 @@ pub struct OsSart {
     relaxation: f64,
     least_sum: f32,
     residual_of_nothing: f64,
+    mean_attenuation_per_mm: f64,
+    /// Least residual of the held-back views, and after which iteration.
+    best_held_back: (f64, usize),
 }
 
 impl OsSart {
@@ -94,6 +97,8 @@ impl OsSart {
             relaxation: plan.settings.relaxation,
             least_sum: least_column_sum(&plan),
             residual_of_nothing: 0.0,
+            mean_attenuation_per_mm: 0.0,
+            best_held_back: (f64::INFINITY, 0),
             plan,
         };
         sart.prepare(compute)?;
@@ -106,11 +111,14 @@ impl OsSart {
         correction.fill(1.0);
         let shortest = (SHORTEST_RAY_VOXELS * plan.grid.voxel_mm.min_element()) as f32;
         let (mut squares, mut met) = (0.0, 0);
+        let (mut attenuation, mut length_mm) = (0.0, 0.0);
         for views in self.subsets.iter_mut().chain([&mut self.held_back]) {
             let lengths = &mut residual[..views.pixels.len()];
             compute.forward_project(&views.geometry, &plan.grid, correction, lengths)?;
             let (weights, measured) = (&mut weights[views.pixels.clone()], &measured[views.pixels.clone()]);
             for ((weight, &length), &value) in weights.iter_mut().zip(&*lengths).zip(measured) {
+                attenuation += f64::from(value.max(0.0)) * f64::from(length.min(1.0));
+                length_mm += f64::from(length);
                 *weight = if length > 0.0 { plan.settings.weights.of(value) / length.max(shortest) } else { 0.0 };
             }
             views.met = weights.iter().filter(|&&weight| weight > 0.0).count();
@@ -119,6 +127,7 @@ impl OsSart {
             met += views.met;
         }
         self.residual_of_nothing = root_mean(squares, met);
+        self.mean_attenuation_per_mm = attenuation / f64::max(length_mm, f64::MIN_POSITIVE);
         if self.plan.keeps_column_sums {
             for subset in 0..self.subsets.len() {
                 self.work_out_column_sums(compute, subset)?;
@@ -188,39 +197,53 @@ impl OsSart {
         compute: &dyn AlgebraicCompute,
         observer: &mut dyn Observer,
     ) -> Result<Outcome, ReconstructError> {
-        let rules = self.plan.settings.stop;
-        let mut best_held_back = (f64::INFINITY, 0);
         let mut iteration = 0;
         loop {
-            let sweep = self.sweep(compute)?;
             iteration += 1;
-            let volume = observer.wants_volume(iteration).then_some(&self.volume[..]);
-            observer.observe(&Progress { iteration, iterations: rules.iterations, residual: sweep.residual, volume });
+            let sweep = self.sweep(compute)?;
             // A sum of steps is at least as long as the way made: never stops too early.
             let change = sweep.path / compute.squared_norm(&self.volume).sqrt().max(f64::MIN_POSITIVE);
-            let mut stopped = rules.reached(iteration, sweep.residual, change);
-            if rules.held_back_views > 0 {
-                let residual = self.held_back_residual(compute)?;
-                if residual < best_held_back.0 {
-                    best_held_back = (residual, iteration);
-                    self.best.copy_from_slice(&self.volume);
-                } else if iteration - best_held_back.1 >= HELD_BACK_PATIENCE {
-                    stopped = Some(StopReason::HeldBack);
-                }
-            }
-            if let Some(stopped) = stopped {
-                if rules.held_back_views > 0 {
-                    std::mem::swap(&mut self.volume, &mut self.best);
-                }
-                return Ok(Outcome {
-                    iterations: iteration,
-                    stopped,
-                    residual: sweep.residual,
-                    residual_of_nothing: self.residual_of_nothing,
-                    held_back_residual: (rules.held_back_views > 0).then_some(best_held_back.0),
-                });
+            if let Some(outcome) = self.end_iteration(compute, observer, iteration, sweep.residual, change)? {
+                return Ok(outcome);
             }
         }
+    }
+
+    /// What follows an iteration of any method that works on this volume: the observer, the held-back views, the rules. The outcome, once
+    /// one of them says enough; with held-back views the best volume then stands.
+    pub(in crate::reconstruct) fn end_iteration(
+        &mut self,
+        compute: &dyn AlgebraicCompute,
+        observer: &mut dyn Observer,
+        iteration: usize,
+        residual: f64,
+        change: f64,
+    ) -> Result<Option<Outcome>, ReconstructError> {
+        let rules = self.plan.settings.stop;
+        let volume = observer.wants_volume(iteration).then_some(&self.volume[..]);
+        observer.observe(&Progress { iteration, iterations: rules.iterations, residual, volume });
+        let mut stopped = rules.reached(iteration, residual, change);
+        let holds_back = rules.held_back_views > 0;
+        if holds_back {
+            let residual = self.held_back_residual(compute)?;
+            if residual < self.best_held_back.0 {
+                self.best_held_back = (residual, iteration);
+                self.best.copy_from_slice(&self.volume);
+            } else if iteration - self.best_held_back.1 >= HELD_BACK_PATIENCE {
+                stopped = Some(StopReason::HeldBack);
+            }
+        }
+        let Some(stopped) = stopped else { return Ok(None) };
+        if holds_back {
+            std::mem::swap(&mut self.volume, &mut self.best);
+        }
+        Ok(Some(Outcome {
+            iterations: iteration,
+            stopped,
+            residual,
+            residual_of_nothing: self.residual_of_nothing,
+            held_back_residual: holds_back.then_some(self.best_held_back.0),
+        }))
     }
 
     /// Residual of the views held back at the present volume.
@@ -248,6 +271,12 @@ impl OsSart {
     #[must_use]
     pub fn residual_of_nothing(&self) -> f64 {
         self.residual_of_nothing
+    }
+
+    /// Line integrals over lengths within the volume, of all rays together.
+    #[must_use]
+    pub fn mean_attenuation_per_mm(&self) -> f64 {
+        self.mean_attenuation_per_mm
     }
 
     /// The plan.
