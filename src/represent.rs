@@ -53,12 +53,7 @@ pub trait Representation: Send {
     ///
     /// # Errors
     /// [`RepresentError`] where nothing can be begun with that volume.
-    fn begin(
-        &mut self,
-        compute: &dyn Operations,
-        grid: &VolumeGrid,
-        start: &[f32],
-    ) -> Result<(), RepresentError>;
+    fn begin(&mut self, compute: &dyn Operations, grid: &VolumeGrid, start: &[f32]) -> Result<(), RepresentError>;
 
     /// The volume in 1/mm on `grid`, `[x][y][z]`. Overwrites `volume`. With a `draw` a representation may stand for each voxel by a
     /// random point in it, another for each draw; without, the same call gives the same values.

@@ -15,9 +15,7 @@ use crate::error::exit;
 use crate::reconstruct::optimise::{Budget, OptimiseError, OptimisePlan, OptimiseSettings, Optimiser};
 use crate::reconstruct::{FdkAccumulator, FdkPlan, FdkSettings};
 use crate::represent::gaussians::initialise::Initialisation;
-use crate::represent::gaussians::{
-    GaussianLimits, GaussianRates, GaussianRepresentation, GaussianSchedule, Gaussians,
-};
+use crate::represent::gaussians::{GaussianLimits, GaussianRates, GaussianRepresentation, GaussianSchedule, Gaussians};
 
 /// Options of the methods that optimise a representation.
 #[derive(Debug, clap::Args)]
@@ -103,13 +101,8 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     };
     let mut buffers = plan.buffers();
     buffers.push(("gaussians", Gaussians::bytes(capacity)));
-    let workload = GaussianWorkload {
-        gaussians: capacity,
-        columns: 1,
-        rows: 1,
-        views_per_call: 1,
-        voxels: job.grid.voxels,
-    };
+    let workload =
+        GaussianWorkload { gaussians: capacity, columns: 1, rows: 1, views_per_call: 1, voxels: job.grid.voxels };
     let fdk_settings = FdkSettings { window: Window::Hann, cutoff: get("cutoff", 0.7), views_per_call: None };
     let fdk = Arc::new(FdkPlan::without_scratch(&scan.geometry, &job.grid, fdk_settings).map_err(failure)?);
     let scratch_bytes = job.compute.scratch_bytes(&plan.workload())

@@ -254,7 +254,8 @@ impl Optimiser {
             dissimilarity: settings.data.dissimilarity * pixels,
             data_range: self.largest_measured.max(1e-3),
         };
-        let value = compute.image_loss(geometry.detector, &loss, projections, measured, Some(weights), by_projections)?;
+        let value =
+            compute.image_loss(geometry.detector, &loss, projections, measured, Some(weights), by_projections)?;
         if settings.hold_back_one_in > 0 {
             for ((p, m), w) in projections.iter().zip(measured).zip(weights) {
                 if *w == 0.0 {
