@@ -26,6 +26,14 @@ impl Method {
         }
     }
 
+    /// Elements at most.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        match self {
+            Self::Gaussians(plan) => plan.limits.capacity,
+        }
+    }
+
     fn buffers(&self) -> Vec<(&'static str, usize)> {
         match self {
             Self::Gaussians(plan) => plan.buffers(),
@@ -54,6 +62,9 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// Iterations where neither their number nor a deadline is given.
+    pub const USUAL_ITERATIONS: usize = 150;
+
     /// Plans `method` for a scan.
     ///
     /// # Errors

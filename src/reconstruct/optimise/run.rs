@@ -21,6 +21,8 @@ pub struct Outcome {
     pub iterations: usize,
     /// Iterations that the budget came to: what `--iterations` must say to get the same bits.
     pub planned: usize,
+    /// Iterations that the resulting volume has behind it: fewer than done where the last good or the best one stands; 0 for the start.
+    pub of_iteration: usize,
     /// Why it ended.
     pub stopped: StopReason,
     /// Root of the mean squared difference of the line integrals at the last iteration.
@@ -42,6 +44,8 @@ pub struct Optimiser {
     good: Vec<f32>,
     /// Whether that holds of `volume`.
     is_good: bool,
+    /// Iterations behind `volume` and `good`.
+    behind: [usize; 2],
     by_volume: Vec<f32>,
     /// In the plan's order, as `weights`; the views of a subset that are there come first in its part.
     measured: Vec<f32>,
@@ -84,6 +88,7 @@ impl Optimiser {
             volume: floats("optimise volume", voxels)?,
             good: floats("optimise last good volume", voxels)?,
             is_good: false,
+            behind: [0; 2],
             by_volume: floats("optimise gradient by the volume", voxels)?,
             measured: floats("optimise line integrals", scan)?,
             weights: floats("optimise pixel weights", scan)?,
@@ -196,7 +201,7 @@ impl Optimiser {
     ) -> Result<(), OptimiseError> {
         self.representation.begin(compute, &self.plan.grid, start)?;
         self.good.copy_from_slice(start);
-        self.is_good = false;
+        (self.is_good, self.behind) = (false, [0; 2]);
         for step in 0..self.plan.settings.fit_iterations {
             if observer.interrupts() {
                 break;
@@ -283,19 +288,25 @@ impl Optimiser {
                 break;
             }
         }
+        let mut of_iteration = done;
         match stopped {
-            StopReason::HeldBack => self.volume.copy_from_slice(&self.best),
-            StopReason::Diverged | StopReason::Interrupted => self.take_good(),
+            StopReason::HeldBack => {
+                self.volume.copy_from_slice(&self.best);
+                // What was judged is the volume of the iteration's beginning.
+                of_iteration = best.map_or(done, |(_, at)| at - 1);
+            }
+            StopReason::Diverged | StopReason::Interrupted => of_iteration = self.take_good(),
             _ => {
                 if !self.voxelise(compute)? {
                     stopped = StopReason::Diverged;
-                    self.take_good();
+                    of_iteration = self.take_good();
                 }
             }
         }
         Ok(Outcome {
             iterations: done,
             planned: pace.iterations().unwrap_or(done),
+            of_iteration,
             stopped,
             residual,
             held_back_residual: best.map(|(least, _)| least),
@@ -314,15 +325,18 @@ impl Optimiser {
     fn keep_good(&mut self) {
         if std::mem::take(&mut self.is_good) {
             std::mem::swap(&mut self.volume, &mut self.good);
+            self.behind.swap(0, 1);
         }
     }
 
-    /// Makes the last good volume the result.
-    fn take_good(&mut self) {
+    /// Makes the last good volume the result; returns the iterations behind it.
+    fn take_good(&mut self) -> usize {
         if !self.is_good {
             std::mem::swap(&mut self.volume, &mut self.good);
+            self.behind.swap(0, 1);
         }
         self.is_good = true;
+        self.behind[0]
     }
 
     /// One iteration.
@@ -373,7 +387,7 @@ impl Optimiser {
         if !(residual.is_finite() && residual <= DIVERGED * self.rms_measured.max(1e-3)) {
             return Ok(Iterated::Diverged(residual));
         }
-        self.is_good = true;
+        (self.is_good, self.behind[0]) = (true, iteration);
         if settings.hold_back_one_in > 0 {
             for ((p, m), w) in projections.iter().zip(measured).zip(weights) {
                 if *w == 0.0 {

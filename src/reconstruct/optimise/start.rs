@@ -6,7 +6,7 @@ use super::{OptimiseError, ScanViews};
 use crate::compute::Compute;
 use crate::compute::cpu::ramp_filter::Window;
 use crate::geometry::{ScanGeometry, VolumeGrid};
-use crate::reconstruct::{FdkAccumulator, FdkPlan, FdkSettings, ReconstructError};
+use crate::reconstruct::{FdkAccumulator, FdkPlan, FdkSettings, Observer, ReconstructError};
 
 /// Smoother than a volume to look at: what the optimisation begins from should not hold the streaks of few views.
 const SETTINGS: FdkSettings = FdkSettings { window: Window::Hann, cutoff: 0.7, views_per_call: None };
@@ -34,26 +34,31 @@ impl Start {
         Ok(Self { accumulator: FdkAccumulator::new(plan)? })
     }
 
-    /// The starting volume of `scan`, 1/mm, `[x][y][z]`. Where views are missing it is normalised by the share of the arc that is there.
+    /// The starting volume of `scan`, 1/mm, `[x][y][z]`; not finished where `observer` interrupts. Where views are missing it is
+    /// normalised by the share of the arc that is there.
     ///
     /// # Errors
     /// As [`FdkAccumulator::add_view`].
-    pub fn make(&mut self, compute: &dyn Compute, scan: &ScanViews<'_>) -> Result<&[f32], OptimiseError> {
-        let pixels = self.accumulator.plan().detector().pixels();
+    pub fn make(
+        &mut self,
+        compute: &dyn Compute,
+        scan: &ScanViews<'_>,
+        observer: &dyn Observer,
+    ) -> Result<&[f32], OptimiseError> {
+        let plan = Arc::clone(self.accumulator.plan());
+        let (pixels, most) = (plan.detector().pixels(), plan.views_per_call());
         let views = scan.line_integrals.len() / pixels.max(1);
         self.accumulator.reset();
-        // Runs of views that are there, so that several go into one call.
         let mut first = 0;
-        while first < views {
-            let run = (first..views).take_while(|&view| scan.has(view)).count();
-            if run == 0 {
-                first += 1;
-                continue;
+        while first < views && !observer.interrupts() {
+            // As many as go into one call, and are there.
+            let run = (first..views.min(first + most)).take_while(|&view| scan.has(view)).count();
+            if run > 0 {
+                let poses = scan.poses.map(|poses| &poses[first..first + run]);
+                let line_integrals = &scan.line_integrals[first * pixels..][..run * pixels];
+                self.accumulator.add_views_at(compute, first, poses, line_integrals)?;
             }
-            let poses = scan.poses.map(|poses| &poses[first..first + run]);
-            let line_integrals = &scan.line_integrals[first * pixels..][..run * pixels];
-            self.accumulator.add_views_at(compute, first, poses, line_integrals)?;
-            first += run;
+            first += run.max(1);
         }
         let fraction = self.accumulator.angular_fraction();
         let complete = self.accumulator.views_added() == views;
@@ -62,5 +67,11 @@ impl Start {
             *value = (*value * scale).max(0.0);
         }
         Ok(self.accumulator.volume())
+    }
+
+    /// The volume made last.
+    #[must_use]
+    pub fn volume(&self) -> &[f32] {
+        self.accumulator.volume()
     }
 }
