@@ -15,6 +15,7 @@
 //! [`OptimisePlan`] settles sizes, subsets, schedule; [`Optimiser`] takes all memory at once and allocates nothing afterwards.
 
 mod budget;
+mod cost;
 mod recipe;
 mod run;
 mod scan;
@@ -22,6 +23,7 @@ mod views;
 mod weights;
 
 pub use budget::{Budget, Pace};
+pub use cost::RunCost;
 pub use recipe::{Method, Recipe, usual_iterations};
 pub use run::{Optimiser, Outcome};
 pub use scan::ScanViews;
@@ -84,13 +86,13 @@ impl Default for OptimiseSettings {
         Self {
             views_per_iteration: 48,
             data: DataTerm::default(),
-            tv_mm: 0.08,
+            tv_mm: 0.03,
             tv_epsilon_per_mm: 4e-4,
             approach_iterations: 15,
             fit_iterations: 20,
             hold_back_one_in: 0,
             patience: 0.2,
-            sharpness: 0.0,
+            sharpness: 0.97,
             seed: 0,
         }
     }

@@ -19,7 +19,7 @@ pub(super) struct Options {
     /// fixed, printed and kept; --iterations of that number gives the same bits
     #[arg(long, value_name = "SECONDS", conflicts_with = "iterations")]
     deadline: Option<f64>,
-    /// Number of Gaussians [default: 7 for 100 voxels]
+    /// Number of Gaussians [default: 14 for 100 voxels]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
     gaussians: Option<u32>,
     /// Weight of the total variation, in mm: more for noisier data or fewer views

@@ -30,6 +30,15 @@ impl Method {
         }
     }
 
+    /// Elements at most.
+    #[must_use]
+    pub fn elements(&self, grid: &VolumeGrid) -> usize {
+        match self {
+            Self::Gaussians(plan) => plan.limits.capacity,
+            Self::Field(plan) => plan.elements(grid),
+        }
+    }
+
     fn buffers(&self, grid: &VolumeGrid) -> Vec<(&'static str, usize)> {
         match self {
             Self::Gaussians(plan) => plan.buffers(),

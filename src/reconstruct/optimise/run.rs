@@ -18,6 +18,8 @@ pub struct Outcome {
     pub iterations: usize,
     /// Iterations that the budget came to: what `--iterations` must say to get the same bits.
     pub planned: usize,
+    /// Iterations that the resulting volume has behind it: fewer than done where the last good or the best one stands; 0 for the start.
+    pub of_iteration: usize,
     /// Why it ended.
     pub stopped: StopReason,
     /// Root of the mean squared difference of the line integrals at the last iteration.
@@ -36,6 +38,8 @@ pub struct Optimiser {
     good: Vec<f32>,
     /// Whether that holds of `volume`.
     is_good: bool,
+    /// Iterations behind `volume` and `good`.
+    behind: [usize; 2],
     by_volume: Vec<f32>,
     best: Vec<f32>,
 }
@@ -59,6 +63,7 @@ impl Optimiser {
             volume: floats("optimise volume", voxels)?,
             good: floats("optimise last good volume", voxels)?,
             is_good: false,
+            behind: [0; 2],
             by_volume: floats("optimise gradient by the volume", voxels)?,
             best: floats("optimise best volume so far", best)?,
             plan,
@@ -117,17 +122,16 @@ impl Optimiser {
         start: Option<&[f32]>,
         observer: &dyn Observer,
     ) -> Result<(), OptimiseError> {
-        match start {
-            Some(start) => self.good.copy_from_slice(start),
-            None => self.good.fill(0.0),
+        self.clear();
+        if let Some(start) = start {
+            self.good.copy_from_slice(start);
         }
-        self.is_good = false;
         for step in 0..self.plan.settings.approach_iterations {
             if !self.approach(compute, step, observer)? {
                 break;
             }
         }
-        self.representation.begin(compute, &self.plan.grid, &self.good)?;
+        self.begin_representation(compute)?;
         for step in 0..self.plan.settings.fit_iterations {
             if observer.interrupts() {
                 break;
@@ -137,9 +141,20 @@ impl Optimiser {
         Ok(())
     }
 
+    /// An empty volume to approach from.
+    pub(super) fn clear(&mut self) {
+        self.good.fill(0.0);
+        (self.is_good, self.behind) = (false, [0; 2]);
+    }
+
+    /// The representation begins with the volume approached.
+    pub(super) fn begin_representation(&mut self, compute: &dyn Operations) -> Result<(), OptimiseError> {
+        Ok(self.representation.begin(compute, &self.plan.grid, &self.good)?)
+    }
+
     /// One step of the volume itself, down the gradient that the representation will be given, as far as the data's curvature along it
     /// says, and no value below zero. Returns whether to go on.
-    fn approach(
+    pub(super) fn approach(
         &mut self,
         compute: &dyn Operations,
         step: usize,
@@ -164,7 +179,7 @@ impl Optimiser {
     }
 
     /// One step of the representation towards the volume that it begins with.
-    fn fit(&mut self, compute: &dyn Operations, step: usize) -> Result<(), OptimiseError> {
+    pub(super) fn fit(&mut self, compute: &dyn Operations, step: usize) -> Result<(), OptimiseError> {
         let (grid, draw) = (&self.plan.grid, Some(step as u64));
         self.representation.voxelise(compute, grid, draw, &mut self.volume)?;
         for ((gradient, volume), start) in self.by_volume.iter_mut().zip(&self.volume).zip(&self.good) {
@@ -240,19 +255,25 @@ impl Optimiser {
                 break;
             }
         }
+        let mut of_iteration = done;
         match stopped {
-            StopReason::HeldBack => self.volume.copy_from_slice(&self.best),
-            StopReason::Diverged | StopReason::Interrupted => self.take_good(),
+            StopReason::HeldBack => {
+                self.volume.copy_from_slice(&self.best);
+                // What was judged is the volume of the iteration's beginning.
+                of_iteration = best.map_or(done, |(_, at)| at - 1);
+            }
+            StopReason::Diverged | StopReason::Interrupted => of_iteration = self.take_good(),
             _ => {
                 if !self.voxelise(compute)? {
                     stopped = StopReason::Diverged;
-                    self.take_good();
+                    of_iteration = self.take_good();
                 }
             }
         }
         Ok(Outcome {
             iterations: done,
             planned: pace.iterations().unwrap_or(done),
+            of_iteration,
             stopped,
             residual,
             held_back_residual: best.map(|(least, _)| least),
@@ -260,7 +281,7 @@ impl Optimiser {
     }
 
     /// The representation as it is now; whether it is a volume at all. It may still be no good: only its residual tells.
-    fn voxelise(&mut self, compute: &dyn Operations) -> Result<bool, OptimiseError> {
+    pub(super) fn voxelise(&mut self, compute: &dyn Operations) -> Result<bool, OptimiseError> {
         self.keep_good();
         self.representation.voxelise(compute, &self.plan.grid, None, &mut self.volume)?;
         // Not one NaN or infinity: only then all values times 0 add up to 0.
@@ -271,19 +292,22 @@ impl Optimiser {
     fn keep_good(&mut self) {
         if std::mem::take(&mut self.is_good) {
             std::mem::swap(&mut self.volume, &mut self.good);
+            self.behind.swap(0, 1);
         }
     }
 
-    /// Makes the last good volume the result.
-    fn take_good(&mut self) {
+    /// Makes the last good volume the result; returns the iterations behind it.
+    fn take_good(&mut self) -> usize {
         if !self.is_good {
             std::mem::swap(&mut self.volume, &mut self.good);
+            self.behind.swap(0, 1);
         }
         self.is_good = true;
+        self.behind[0]
     }
 
     /// One iteration; the residual is that of the volume before its step.
-    fn iterate(
+    pub(super) fn iterate(
         &mut self,
         compute: &dyn Operations,
         iteration: usize,
@@ -299,7 +323,7 @@ impl Optimiser {
         self.representation.voxelise(compute, grid, draw, &mut self.volume)?;
         let judged = self.views.gradient(compute, iteration, &self.volume, &mut self.by_volume, observer)?;
         if let Judged::Residual(_) = judged {
-            self.is_good = true;
+            (self.is_good, self.behind[0]) = (true, iteration);
             self.representation.voxelise_backward(compute, grid, draw, &self.by_volume)?;
             self.representation.step(compute, grid, Stage { share, fitting: false })?;
         }

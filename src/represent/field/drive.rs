@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Field, FieldError, FieldRates};
-use crate::compute::field::{FieldJitter, FieldShape, FieldWorkload};
+use crate::compute::field::{FieldJitter, FieldLayout, FieldShape, FieldWorkload};
 use crate::compute::{ComputeError, Operations};
 use crate::geometry::VolumeGrid;
 use crate::represent::{RepresentError, Representation, Stage};
@@ -59,6 +59,12 @@ impl FieldPlan {
     pub fn buffers(&self, grid: &VolumeGrid) -> Vec<(&'static str, usize)> {
         // A shape that cannot work is refused when the field is made.
         vec![("field", Field::bytes(&self.shape, grid).unwrap_or(0))]
+    }
+
+    /// Entries of all tables.
+    #[must_use]
+    pub fn elements(&self, grid: &VolumeGrid) -> usize {
+        FieldLayout::new(&self.shape, grid).map_or(0, |layout| layout.tables_len() / self.shape.features)
     }
 
     /// The representation itself.
