@@ -176,10 +176,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let reconstruct_s = job.tracer.method_s();
     job.tracer.end();
     let elements = optimiser.representation().elements();
-    let mut warnings = Vec::new();
-    if outcome.stopped == crate::reconstruct::StopReason::Diverged {
-        warnings.push(format!("{} after {} iterations", outcome.stopped.words(), outcome.iterations));
-    }
+    let warnings: Vec<String> = outcome.iterative().warning().into_iter().collect();
     for warning in &warnings {
         eprintln!("diffnr: warning: {warning}");
     }
@@ -188,6 +185,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
         "iterations_planned": outcome.planned,
         "stopped": outcome.stopped,
         "residual": outcome.residual,
+        "unexplained": outcome.iterative().unexplained(),
         "held_back_residual": outcome.held_back_residual,
         "elements": elements,
         "tv_mm": settings.tv_mm,

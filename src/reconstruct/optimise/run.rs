@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::views::{Judged, MeasuredViews};
 use super::{Budget, OptimiseError, OptimisePlan, Pace, ScanViews};
 use crate::compute::Operations;
-use crate::reconstruct::{Observer, Progress, ReconstructError, StopReason};
+use crate::reconstruct::{Observer, Outcome as IterativeOutcome, Progress, ReconstructError, StopReason};
 use crate::represent::{Representation, Stage};
 
 /// How a run ended.
@@ -22,10 +22,21 @@ pub struct Outcome {
     pub of_iteration: usize,
     /// Why it ended.
     pub stopped: StopReason,
-    /// Root of the mean squared difference of the line integrals at the last iteration.
+    /// Root of the weighted mean square of the line integrals' differences at the last iteration.
     pub residual: f64,
-    /// The same for the rays held back, at its best.
+    /// That of an empty volume.
+    pub residual_of_nothing: f64,
+    /// The residual of the rays held back, not weighted, at its best.
     pub held_back_residual: Option<f64>,
+}
+
+impl Outcome {
+    /// As other iterative methods report it.
+    #[must_use]
+    pub fn iterative(&self) -> IterativeOutcome {
+        let Self { iterations, stopped, residual, residual_of_nothing, held_back_residual, .. } = *self;
+        IterativeOutcome { iterations, stopped, residual, residual_of_nothing, held_back_residual }
+    }
 }
 
 /// All memory of a run.
@@ -276,6 +287,7 @@ impl Optimiser {
             of_iteration,
             stopped,
             residual,
+            residual_of_nothing: self.views.residual_of_nothing(),
             held_back_residual: best.map(|(least, _)| least),
         })
     }

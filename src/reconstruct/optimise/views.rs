@@ -40,8 +40,8 @@ pub(super) struct MeasuredViews {
     by_projections: Vec<f32>,
     ramp: RampFilter,
     largest_measured: f32,
-    /// Root of the mean square of the line integrals: the residual of an empty volume.
-    rms_measured: f64,
+    /// Root of the weighted mean square of the line integrals: the residual of an empty volume.
+    residual_of_nothing: f64,
     /// Sum of squares and number of the rays held back, since it was last taken.
     pub(super) held_back: (f64, usize),
 }
@@ -59,7 +59,7 @@ impl MeasuredViews {
             by_projections: floats("optimise gradient by the projections", subset)?,
             ramp: RampFilter::new(plan.subsets[0].detector.columns, Window::RamLak, 1.0),
             largest_measured: 0.0,
-            rms_measured: 0.0,
+            residual_of_nothing: 0.0,
             held_back: (0.0, 0),
             plan,
         })
@@ -102,7 +102,6 @@ impl MeasuredViews {
                         return Err(ReconstructError::NotFinite { view, row, column, value });
                     }
                     *to = value;
-                    squares += f64::from(value) * f64::from(value);
                     self.largest_measured = self.largest_measured.max(value);
                     let ray = (view * pixels + pixel) as u64;
                     *w = if is_held_back(settings.seed, ray, settings.hold_back_one_in) {
@@ -110,13 +109,19 @@ impl MeasuredViews {
                     } else {
                         weight(value, settings.data.photons, settings.data.model_error)
                     };
+                    squares += f64::from(*w) * f64::from(value) * f64::from(value);
                 }
             }
             before += planned.views.len();
             self.views += subset.views.len();
         }
-        self.rms_measured = (squares / (self.views * pixels).max(1) as f64).sqrt();
+        self.residual_of_nothing = (squares / (self.views * pixels).max(1) as f64).sqrt();
         Ok(())
+    }
+
+    /// Root of the weighted mean square of the line integrals.
+    pub(super) fn residual_of_nothing(&self) -> f64 {
+        self.residual_of_nothing
     }
 
     /// The subset of this turn, or the next that has views.
@@ -161,7 +166,7 @@ impl MeasuredViews {
         let value =
             compute.image_loss(geometry.detector, &loss, projections, measured, Some(weights), by_projections)?;
         let residual = value.squares.sqrt();
-        if !(residual.is_finite() && residual <= DIVERGED * self.rms_measured.max(1e-3)) {
+        if !(residual.is_finite() && residual <= DIVERGED * self.residual_of_nothing.max(1e-3)) {
             return Ok(Judged::Diverged(residual));
         }
         if settings.hold_back_one_in > 0 {
