@@ -5,7 +5,10 @@
 //! Every operation gives bit-identical results for any number of threads.
 
 pub mod cpu;
+pub mod field;
 pub mod gaussians;
+pub mod sart;
+pub mod total_variation;
 pub mod losses;
 
 use crate::error::{Classed, ErrorClass};
@@ -49,6 +52,18 @@ pub enum ComputeError {
         index: usize,
         /// What stands there.
         value: f32,
+        /// What it must satisfy.
+        requirement: &'static str,
+    },
+    /// A setting that cannot work.
+    #[error("{of}: {setting} = {value}: {requirement}")]
+    Setting {
+        /// What is being set up.
+        of: &'static str,
+        /// Name of the setting.
+        setting: &'static str,
+        /// Its value.
+        value: f64,
         /// What it must satisfy.
         requirement: &'static str,
     },
@@ -101,6 +116,27 @@ impl ProjectionWeights<'_> {
     pub fn wide_columns(&self) -> usize {
         self.detector.columns + self.pad[0] + self.pad[1]
     }
+}
+
+/// All operations: what the optimisation of a representation asks of a carrier.
+pub trait Operations:
+    Compute
+    + gaussians::GaussianCompute
+    + field::FieldCompute
+    + losses::LossCompute
+    + sart::SartCompute
+    + total_variation::VariationCompute
+{
+}
+
+impl<T> Operations for T where
+    T: Compute
+        + gaussians::GaussianCompute
+        + field::FieldCompute
+        + losses::LossCompute
+        + sart::SartCompute
+        + total_variation::VariationCompute
+{
 }
 
 /// The operations. Implementations: [`cpu::CpuCompute`].

@@ -15,11 +15,13 @@ mod bytes;
 mod fingerprint;
 mod keys;
 mod raw;
+mod reconstruct;
 mod resolve;
 mod settings;
 
 pub use bytes::{format_bytes, parse_bytes};
 pub use raw::RawSettings;
+pub use reconstruct::{OptimisedSettings, PublishEvery, RunBudget};
 pub use settings::{
     Calibration, ComputeSettings, DropPolicy, LogFormat, PreprocessSettings, PublishSettings, Settings,
     SharedMemorySettings, SuperviseSettings,

@@ -1,35 +1,41 @@
-//! The daemon: three threads and what they share.
+//! The daemon: its threads and what they share.
 //!
 //! ```text
 //! ring ─▶ ingest thread ─▶ staging ─▶ reconstruct thread (of the carrier's pool) ─▶ volume slots
-//!              │                           │
+//!              │                           │  │                                      ▲
+//!              │                           │  └─ a scan's views ─▶ optimise thread ──┘
+//!              │                           │                       (of a nice pool, only where something is optimised)
 //!              └── counters, events ───────┴──▶ supervising thread ─▶ log, status block, status file
 //! ```
 //!
 //! [`Daemon::start`] allocates everything that the [`Plan`] lists, sends one blank view through all stages and only then reports ready.
-//! From there on the frame path (ingest, reconstruct, the carrier's threads) allocates nothing.
+//! From there on the frame path (ingest, reconstruct, the carrier's threads) and the optimisation allocate nothing.
 
 #![forbid(unsafe_code)]
 
+mod handover;
+mod optimise;
 mod pipeline;
+mod rehearsal;
 mod scan;
 
+pub use handover::{Handover, LastVolume, ScanStore};
 pub use scan::{ScanState, ScanSummary};
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use firmware_bridge::clock::monotonic_ns;
-use firmware_bridge::layout::{DaemonState, STATUS_MISSING_RANGES, SequenceRange};
+use firmware_bridge::layout::{DaemonState, METHOD_FDK, STATUS_MISSING_RANGES, SequenceRange};
 use firmware_bridge::mapping::{self, Mapping, MappingError};
 use firmware_bridge::ring::FrameConsumer;
 use firmware_bridge::slots::{Status, StatusDetail};
 
 use crate::compute::cpu::CpuCompute;
 use crate::compute::{Compute, ComputeError};
-use crate::config::{Calibration, Settings};
+use crate::config::{Calibration, RunBudget, Settings};
 use crate::error::{Classed, ErrorClass};
 use crate::formats::FormatError;
 use crate::ingest::{Ingest, Staging};
@@ -37,8 +43,16 @@ use crate::plan::{Plan, PlanError};
 use crate::preprocess::PreprocessError;
 use crate::publish::{Carrier, Publisher, SharedWriter};
 use crate::reconstruct::ReconstructError;
-use crate::supervise::{Event, Rung, StatusReport, Supervision, is_alive};
+use crate::reconstruct::optimise::OptimiseError;
+use crate::supervise::{
+    Event, OptimiseCounters, OptimiseProgress, OptimiseTelemetry, Rung, StatusReport, Supervision, is_alive,
+};
+use optimise::{Optimisation, OptimiseParts, method_number};
 use pipeline::{Parts, Pipeline};
+use rehearsal::Cost;
+
+/// How nice the threads of the optimisation are: against one of theirs a thread of the frame path has nine tenths of a core.
+const NICE: i32 = 10;
 
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +75,19 @@ pub enum DaemonError {
     /// Reconstruction cannot start or go on.
     #[error(transparent)]
     Reconstruct(#[from] ReconstructError),
+    /// The optimisation cannot start.
+    #[error("optimisation: {0}")]
+    Optimise(#[from] OptimiseError),
+    /// No iteration fits.
+    #[error(
+        "reconstruct.deadline_s = {deadline_s}: on this machine a run of one iteration takes {least_s:.2} s; raise it, lower volume.voxels or reconstruct.gaussians, or give reconstruct.iterations"
+    )]
+    Deadline {
+        /// What was asked for.
+        deadline_s: f64,
+        /// The least that would do.
+        least_s: f64,
+    },
     /// The device asked for is not there.
     #[error("compute.device = \"{0}\": this build has the CPU only; set \"auto\" or \"cpu\"")]
     Device(String),
@@ -87,6 +114,10 @@ pub struct Daemon {
     writer: SharedWriter,
     ingest: Option<JoinHandle<FrameConsumer<Mapping>>>,
     reconstruct: Option<JoinHandle<Result<(), DaemonError>>>,
+    optimise: Option<JoinHandle<Result<(), DaemonError>>>,
+    handover: Option<Arc<Handover>>,
+    /// Number of the method, for the status.
+    method: u32,
     reattached: [bool; 2],
     stall_ns: u64,
     stalls: AtomicU64,
@@ -147,7 +178,7 @@ impl Daemon {
             precision: "float32".into(),
         };
         let total = crate::config::format_bytes(plan.host_bytes());
-        let banner = format!(
+        let mut banner = format!(
             "diffnr {} ready: {}; {} in {} buffers; {} views of {} x {} into {:?} voxels; segments {}.frames, {}.volumes{}",
             env!("CARGO_PKG_VERSION"),
             compute.description(),
@@ -165,8 +196,32 @@ impl Daemon {
             },
         );
 
+        let last = Arc::new(Mutex::new(LastVolume::new(settings.grid.len())));
+        let method = plan.recipe.as_ref().map_or(METHOD_FDK, |recipe| method_number(recipe.method()));
+        let (mut handover, mut optimise) = (None, None);
+        if let (Some(recipe), Some(optimised)) = (plan.recipe, &settings.optimised) {
+            let shared = Arc::new(Handover::new(&settings.geometry));
+            let parts = OptimiseParts {
+                recipe,
+                publisher: Publisher::new(writer.clone(), settings, &carrier),
+                handover: Arc::clone(&shared),
+                last: Arc::clone(&last),
+                supervision: Arc::clone(&supervision),
+                publish: optimised.publish,
+                deadline_ns: match optimised.budget {
+                    RunBudget::DeadlineS(seconds) => Some((seconds * 1e9) as u64),
+                    RunBudget::Iterations(_) => None,
+                },
+            };
+            let (thread, words) = start_optimisation(parts, settings, optimised.budget)?;
+            banner += &words;
+            (handover, optimise) = (Some(shared), Some(thread));
+        }
+
         let (ready, is_ready) = crossbeam::channel::bounded::<()>(1);
         let parts = Parts {
+            handover: handover.clone(),
+            last,
             settings: settings.clone(),
             publisher: Publisher::new(writer.clone(), settings, &carrier),
             staging: Arc::clone(&staging),
@@ -185,6 +240,7 @@ impl Daemon {
             })
         })?;
         if is_ready.recv().is_err() {
+            supervision.stop.store(true, Ordering::Release);
             // The thread ended before it was ready: its own reason is the one to tell.
             join("reconstruct", reconstruct)??;
             return Err(DaemonError::Thread { name: "reconstruct", reason: "ended before it was ready".into() });
@@ -206,6 +262,9 @@ impl Daemon {
             writer,
             ingest: Some(ingest),
             reconstruct: Some(reconstruct),
+            optimise,
+            handover,
+            method,
             reattached,
             stall_ns: settings.supervise.stall_ms * 1_000_000,
             stalls: AtomicU64::new(0),
@@ -239,6 +298,14 @@ impl Daemon {
         let ended = |finished: Option<bool>| finished.unwrap_or(true);
         ended(self.ingest.as_ref().map(JoinHandle::is_finished))
             || ended(self.reconstruct.as_ref().map(JoinHandle::is_finished))
+            || self.optimise.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
+    /// Whether a scan has ended, and what was to follow it: what `--once` waits for.
+    #[must_use]
+    pub fn has_ended_a_scan(&self) -> bool {
+        self.supervision.scans_ended.load(Ordering::Acquire) > 0
+            && !self.handover.as_ref().is_some_and(|handover| handover.is_open())
     }
 
     /// Logs what happened, looks for stalled stages, brings the status block up to date and returns the report.
@@ -275,6 +342,7 @@ impl Daemon {
     }
 
     fn state(&self) -> DaemonState {
+        let optimising = self.supervision.optimise().is_some_and(|optimise| optimise.progress.running);
         let telemetry = self.supervision.reconstruct();
         if self.supervision.stop.load(Ordering::Acquire) {
             DaemonState::Stopping
@@ -284,6 +352,8 @@ impl Daemon {
             DaemonState::Reconstructing
         } else if telemetry.scan.running {
             DaemonState::Receiving
+        } else if optimising {
+            DaemonState::Reconstructing
         } else {
             DaemonState::Ready
         }
@@ -296,6 +366,7 @@ impl Daemon {
 
     fn set_status(&self, state: DaemonState) {
         let ingest = *self.supervision.ingest();
+        let progress = self.supervision.optimise().map(|optimise| optimise.progress);
         let (scan, rung, refused, ranges, count) = {
             let telemetry = self.supervision.reconstruct();
             let (ranges, count) = (telemetry.missing, telemetry.missing_count);
@@ -318,10 +389,16 @@ impl Daemon {
             last_frame_ns: ingest.last_frame_ns,
             scan_frames: scan.views.into(),
             scan_views: scan.planned.into(),
+            method: self.method.into(),
+            iteration: progress.map_or(0, |progress| progress.iteration.into()),
+            iterations_planned: progress.map_or(0, |progress| progress.iterations_planned.into()),
+            residual_1e9: progress.and_then(|progress| progress.residual).map_or(0, |residual| (1e9 * residual) as u64),
+            method_ns: progress.map_or(0, |progress| (1e9 * progress.seconds) as u64),
             ..Status::default()
         };
         let message = match rung {
             Rung::Full => "ok",
+            Rung::Frozen => "the last optimisation was given up: its last good volume is DEGRADED",
             Rung::PreviewsSkipped => "late: previews are skipped",
             Rung::Stale => "the last scan gave no volume: the newest volume is STALE",
             Rung::Stopped => "stopped by an error: see the log",
@@ -334,6 +411,9 @@ impl Daemon {
     /// Asks for the end; [`Daemon::finish`] waits for it.
     pub fn stop(&self) {
         self.supervision.stop.store(true, Ordering::Release);
+        if let Some(handover) = &self.handover {
+            handover.wake();
+        }
     }
 
     /// Stops: takes what is in the ring (for the grace time at most), publishes what there is, marks the status stopped.
@@ -346,14 +426,72 @@ impl Daemon {
         // A dead ingest thread must not leave the other waiting.
         self.supervision.ingest_ended.store(true, Ordering::Release);
         let outcome = self.reconstruct.take().map(|handle| join("reconstruct", handle)).transpose();
+        let optimised = self.optimise.take().map(|handle| join("optimise", handle)).transpose();
         let report = self.supervise();
         self.set_status(DaemonState::Stopped);
         if let Some(consumer) = consumer? {
             drop(consumer.detach());
         }
         outcome?.transpose()?;
+        optimised?.transpose()?;
         Ok(StatusReport { state: "stopped", ..report })
     }
+}
+
+/// Starts the thread that optimises, has it rehearse, and says in words what it found.
+fn start_optimisation(
+    parts: OptimiseParts,
+    settings: &Settings,
+    budget: RunBudget,
+) -> Result<(JoinHandle<Result<(), DaemonError>>, String), DaemonError> {
+    let method = parts.recipe.method().name();
+    let (supervision, handover) = (Arc::clone(&parts.supervision), Arc::clone(&parts.handover));
+    let mut compute = CpuCompute::new(settings.compute.threads)?;
+    parts.recipe.prepare(&mut compute)?;
+    let (geometry, grid) = (settings.geometry.clone(), settings.grid);
+    let (ready, is_ready) = crossbeam::channel::bounded::<(usize, Cost)>(1);
+    let thread = spawn("optimise", move || {
+        compute.install(|| {
+            let mut optimisation = Optimisation::new(parts, &compute)?;
+            let cost = rehearsal::rehearse(&mut optimisation, &geometry, &grid, budget)?;
+            rayon::broadcast(|_| {
+                crate::supervise::mark_frame_path();
+                // On Linux the priority of a thread, not of its process. Being as urgent as the frames is worse, but no reason to stop.
+                let _as_it_was = rustix::process::setpriority_process(None, NICE);
+            });
+            optimisation.parts.handover.work_here();
+            let _receiver_gone = ready.send((optimisation.iterations, cost));
+            drop(ready);
+            optimisation.run();
+            Ok(())
+        })
+    })?;
+    let Ok((iterations, cost)) = is_ready.recv() else {
+        // The thread ended before it was ready: its own reason is the one to tell.
+        join("optimise", thread)??;
+        return Err(DaemonError::Thread { name: "optimise", reason: "ended before it was ready".into() });
+    };
+    handover.fix_iterations(iterations as u32);
+    let (seconds, iteration_s) = (cost.run(iterations).as_secs_f64(), cost.iteration.as_secs_f64());
+    *supervision.optimise() = Some(OptimiseTelemetry {
+        progress: OptimiseProgress {
+            method,
+            running: false,
+            scan_id: 0,
+            iteration: 0,
+            iterations_planned: iterations as u32,
+            residual: None,
+            elements: 0,
+            seconds: 0.0,
+            iteration_s,
+        },
+        counters: OptimiseCounters::default(),
+    });
+    let words = format!(
+        "; {method}: {iterations} iterations of {:.0} ms after each scan, some {seconds:.1} s",
+        1e3 * iteration_s
+    );
+    Ok((thread, words))
 }
 
 fn spawn<T: Send + 'static>(

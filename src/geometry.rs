@@ -29,9 +29,11 @@
 
 pub mod coverage;
 mod orbit;
+mod sight;
 
 pub use coverage::{Coverage, FanFrame, FieldOfView, ScanClass};
 pub use orbit::CircularOrbit;
+pub use sight::check_sight;
 
 use glam::DVec3;
 use serde::{Deserialize, Serialize};

@@ -14,14 +14,15 @@ pub use schedule::{RungRule, Step};
 
 use serde::Serialize;
 
-use crate::compute::{Compute, ComputeError};
+use crate::compute::{ComputeError, Operations};
 use crate::config::{DropPolicy, Settings, format_bytes};
-use crate::daemon::ScanState;
+use crate::daemon::{Handover, ScanState, ScanStore};
 use crate::error::{Classed, ErrorClass};
 use crate::ingest::Staging;
 use crate::preprocess::Preprocessor;
 use crate::reconstruct::ReconstructError;
 use crate::reconstruct::fdk::{FdkPlan, FdkSettings};
+use crate::reconstruct::optimise::Recipe;
 use crate::supervise::Supervision;
 use firmware_bridge::ring::RingGeometry;
 use firmware_bridge::slots::VolumeGeometry;
@@ -72,6 +73,8 @@ pub struct Plan {
     pub warnings: Vec<String>,
     /// Weights, filter, coverage.
     pub fdk: FdkPlan,
+    /// What is optimised after it, and how.
+    pub recipe: Option<Recipe>,
     /// The ring.
     pub ring: RingGeometry,
     /// The volume slots.
@@ -96,9 +99,14 @@ impl Plan {
     ///
     /// # Errors
     /// [`PlanError`]; the limit is not checked here but by [`Plan::check_limit`], so that a plan that is too large can be shown.
-    pub fn of(settings: &Settings, compute: &dyn Compute) -> Result<Self, PlanError> {
+    pub fn of(settings: &Settings, compute: &dyn Operations) -> Result<Self, PlanError> {
         let fdk_settings = FdkSettings { window: settings.window, views_per_call: Some(1), ..FdkSettings::default() };
         let fdk = FdkPlan::without_scratch(&settings.geometry, &settings.grid, fdk_settings)?;
+        let recipe = settings
+            .optimised
+            .as_ref()
+            .map(|optimised| optimised.recipe(&settings.geometry, &settings.grid))
+            .transpose()?;
         let detector = settings.geometry.detector;
         let policy = match settings.shared_memory.drop_policy {
             DropPolicy::Newest => firmware_bridge::ring::DropPolicy::DropNewest,
@@ -138,15 +146,26 @@ impl Plan {
         let views = settings.geometry.views.len();
         buffers.push(Buffer::new("reconstruct: views seen", ScanState::bytes(views), Place::Host));
         buffers.push(Buffer::new("publish: last volume, kept for STALE", 4 * settings.grid.len() as u64, Place::Host));
+        if let Some(recipe) = &recipe {
+            let host = |(name, bytes): (&str, usize)| Buffer::new(name, bytes as u64, Place::Host);
+            buffers.push(host(("reconstruct: views of the scan", ScanStore::bytes(views, detector))));
+            buffers.push(host(("optimise: views handed over", Handover::bytes(views, detector))));
+            buffers.extend(recipe.buffers().into_iter().map(|(name, bytes)| {
+                Buffer::new(format!("optimise: {}", name.trim_start_matches("optimise ")), bytes as u64, Place::Host)
+            }));
+            // A carrier of its own, so that frames are never kept waiting by an operation of the optimisation.
+            buffers.push(host(("optimise: scratch of all threads", recipe.scratch_bytes(compute))));
+        }
         buffers.extend(Supervision::buffers());
         Ok(Self {
-            schedule: schedule::schedule(settings),
+            schedule: schedule::schedule(settings, recipe.as_ref()),
             ladder: schedule::ladder(settings),
             buffers,
             host_limit_bytes: settings.host_limit_bytes,
             carrier: compute.description(),
             warnings: fdk.coverage().warnings.clone(),
             fdk,
+            recipe,
             ring,
             slots,
         })

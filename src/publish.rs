@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytemuck::Zeroable;
 use firmware_bridge::clock::monotonic_ns;
 use firmware_bridge::error::PublishError;
-use firmware_bridge::layout::{VOLUME_FULL, VOLUME_PARTIAL, VOLUME_PREVIEW, VOLUME_STALE, VolumeHeader};
+use firmware_bridge::layout::{
+    METHOD_FDK, VOLUME_DEGRADED, VOLUME_FULL, VOLUME_PARTIAL, VOLUME_PREVIEW, VOLUME_STALE, VolumeHeader,
+};
 use firmware_bridge::mapping::Mapping;
 use firmware_bridge::slots::{VolumeWriter, text_to};
 
@@ -60,6 +62,8 @@ pub struct Receipt {
     pub latency_ns: u64,
     /// Sequence number of its last frame.
     pub last_sequence: u64,
+    /// Iterations behind it; 0 for an analytic one.
+    pub iteration: u32,
 }
 
 /// When in its scan a volume is published; settles the status bits with what is missing.
@@ -78,6 +82,8 @@ pub struct Publisher {
     template: VolumeHeader,
     /// Header of the last volume of a scan's end: what may be published again.
     current: Option<VolumeHeader>,
+    /// Iterations of the optimisation that follows each scan; 0: none.
+    iterations_planned: u32,
     /// A piece of a volume on its way into a slot.
     scratch: Vec<f32>,
 }
@@ -96,13 +102,26 @@ impl Publisher {
             origin_mm: grid.origin_mm().to_array(),
             mu_water_per_mm: settings.mu_water_per_mm as f32,
             value_scale: 1.0,
+            method: METHOD_FDK,
             settings_hash: settings.hash(),
             device: text_to(&carrier.device),
             provider: text_to(&carrier.provider),
             precision: text_to(&carrier.precision),
             ..VolumeHeader::zeroed()
         };
-        Self { writer, template, current: None, scratch: vec![0.0; PIECE] }
+        Self { writer, template, current: None, iterations_planned: 0, scratch: vec![0.0; PIECE] }
+    }
+
+    /// Says how many iterations of an optimisation follow each scan from now on: it stands in the headers, so that a reader knows that more
+    /// will come.
+    pub fn announce(&mut self, iterations: u32) {
+        self.iterations_planned = iterations;
+    }
+
+    /// Header of the last volume of a scan's end.
+    #[must_use]
+    pub fn last(&self) -> Option<VolumeHeader> {
+        self.current
     }
 
     /// Publishes `values` (`[x][y][z]`; times `scale`: 1/mm), made of the views of `scan` so far. The status bits follow from the
@@ -133,6 +152,7 @@ impl Publisher {
         header.missing_count = count as u32;
         header.missing_frames = missing;
         header.last_frame_ns = last_frame_ns;
+        header.iterations_planned = self.iterations_planned;
         if !underway {
             self.current = Some(header);
         }
@@ -147,19 +167,56 @@ impl Publisher {
         self.current.map(|header| self.send(&header, values, scale))
     }
 
-    /// Publishes the last volume once more, marked STALE. `None`: there is none.
+    /// As [`Publisher::again`], marked DEGRADED: what was to follow it does not. `None`: there is none.
     ///
     /// # Errors
     /// As [`Publisher::publish`].
-    pub fn stale(&mut self, values: &[f32]) -> Option<Result<Receipt, PublishError>> {
-        let header = self.current.as_mut()?;
-        header.status |= VOLUME_STALE;
-        let header = *header;
-        Some(self.send(&header, values, 1.0))
+    pub fn degraded(&mut self, values: &[f32], scale: f32) -> Option<Result<Receipt, PublishError>> {
+        self.current.as_mut()?.status |= VOLUME_DEGRADED;
+        self.again(values, scale)
+    }
+
+    /// Publishes a volume of before once more, marked STALE.
+    ///
+    /// # Errors
+    /// As [`Publisher::publish`].
+    pub fn stale(&mut self, header: &VolumeHeader, values: &[f32]) -> Result<Receipt, PublishError> {
+        let status = header.status | VOLUME_STALE;
+        self.send(&VolumeHeader { status, ..*header }, values, 1.0)
+    }
+
+    /// Publishes `values` (1/mm, `[x][y][z]`) under `header`, if `is_wanted` still says so once no other volume is being published: a
+    /// volume of the scan before must not come after one of the present scan.
+    ///
+    /// # Errors
+    /// As [`Publisher::publish`].
+    pub fn if_wanted(
+        &mut self,
+        header: &VolumeHeader,
+        values: &[f32],
+        is_wanted: impl FnOnce() -> bool,
+    ) -> Result<Option<Receipt>, PublishError> {
+        let writer = self.writer.clone();
+        let mut writer = writer.lock();
+        if !is_wanted() {
+            return Ok(None);
+        }
+        self.send_by(&mut writer, header, values, 1.0).map(Some)
     }
 
     fn send(&mut self, header: &VolumeHeader, values: &[f32], scale: f32) -> Result<Receipt, PublishError> {
-        let mut writer = self.writer.lock();
+        let writer = self.writer.clone();
+        let mut writer = writer.lock();
+        self.send_by(&mut writer, header, values, scale)
+    }
+
+    fn send_by(
+        &mut self,
+        writer: &mut VolumeWriter<Mapping>,
+        header: &VolumeHeader,
+        values: &[f32],
+        scale: f32,
+    ) -> Result<Receipt, PublishError> {
         let mut slot = writer.begin(header, monotonic_ns())?;
         if scale == 1.0 {
             slot.append(values)?;
@@ -182,6 +239,7 @@ impl Publisher {
             missing: header.missing_frames,
             latency_ns: now_ns.saturating_sub(header.last_frame_ns),
             last_sequence: header.last_sequence,
+            iteration: header.iteration,
         })
     }
 }

@@ -8,12 +8,14 @@
 mod events;
 mod ladder;
 mod log;
+mod optimise;
 mod status;
 
 pub(crate) use events::status_words;
-pub use events::{Event, Refusal};
+pub use events::{Event, OptimisationEnd, Refusal};
 pub use ladder::{Ladder, LadderCounters, Rung};
 pub use log::start as start_log;
+pub use optimise::{OptimiseCounters, OptimiseProgress, OptimiseTelemetry};
 pub(crate) use status::state_name;
 pub use status::{StatusReport, write_atomically};
 
@@ -52,11 +54,13 @@ pub enum Stage {
     Ingest,
     /// Corrects, filters, back-projects, publishes.
     Reconstruct,
+    /// Optimises, publishes; not in every configuration.
+    Optimise,
 }
 
 impl Stage {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Ingest, Self::Reconstruct];
+    pub const ALL: [Self; 3] = [Self::Ingest, Self::Reconstruct, Self::Optimise];
 
     /// Its name in logs and status.
     #[must_use]
@@ -64,6 +68,7 @@ impl Stage {
         match self {
             Self::Ingest => "ingest",
             Self::Reconstruct => "reconstruct",
+            Self::Optimise => "optimise",
         }
     }
 }
@@ -176,11 +181,12 @@ pub struct Supervision {
     pub ingest_ended: AtomicBool,
     /// Scans ended so far.
     pub scans_ended: AtomicU64,
-    heartbeats: [AtomicU64; 2],
+    heartbeats: [AtomicU64; 3],
     events: ArrayQueue<Event>,
     events_lost: AtomicU64,
     ingest: Mutex<IngestCounters>,
     reconstruct: Mutex<ReconstructTelemetry>,
+    optimise: Mutex<Option<OptimiseTelemetry>>,
 }
 
 /// What reconstruction tells of itself.
@@ -233,7 +239,7 @@ impl Supervision {
             stop: AtomicBool::new(false),
             ingest_ended: AtomicBool::new(false),
             scans_ended: AtomicU64::new(0),
-            heartbeats: [const { AtomicU64::new(0) }; 2],
+            heartbeats: [const { AtomicU64::new(0) }; 3],
             events: ArrayQueue::new(EVENT_CAPACITY),
             events_lost: AtomicU64::new(0),
             ingest: Mutex::new(IngestCounters::default()),
@@ -248,6 +254,7 @@ impl Supervision {
                 missing: [bytemuck::Zeroable::zeroed(); _],
                 missing_count: 0,
             }),
+            optimise: Mutex::new(None),
         }
     }
 
@@ -260,6 +267,12 @@ impl Supervision {
     pub fn stalled(&self, now_ns: u64, stall_ns: u64) -> impl Iterator<Item = (Stage, u64)> {
         Stage::ALL.into_iter().filter_map(move |stage| {
             let silent = now_ns.saturating_sub(self.heartbeats[stage as usize].load(Ordering::Relaxed));
+            // Its operations work on the whole volume: one iteration is its grain.
+            let iteration_s = match stage {
+                Stage::Optimise => self.optimise().map_or(0.0, |optimise| optimise.progress.iteration_s),
+                _ => 0.0,
+            };
+            let stall_ns = stall_ns.max((3e9 * iteration_s) as u64);
             (silent > stall_ns && silent < now_ns).then_some((stage, silent))
         })
     }
@@ -291,6 +304,11 @@ impl Supervision {
     /// Reconstruction's counters, to read or change.
     pub fn reconstruct(&self) -> MutexGuard<'_, ReconstructTelemetry> {
         lock(&self.reconstruct)
+    }
+
+    /// The optimisation's telemetry, to read or change; `None` where nothing is optimised.
+    pub fn optimise(&self) -> MutexGuard<'_, Option<OptimiseTelemetry>> {
+        lock(&self.optimise)
     }
 }
 

@@ -39,6 +39,9 @@ enum {
     DNR_VOLUME_STALE = 16
 };
 
+/* dnr_volume_header.method, dnr_volumes_header.method; 0 = not known (daemons of version 1.0) */
+enum { DNR_METHOD_FDK = 1, DNR_METHOD_GAUSSIANS = 2, DNR_METHOD_FIELD = 3 };
+
 /* One entry of the lease table. */
 typedef struct dnr_lease_entry {
     DNR_ATOMIC_U64 word;                        /* Expiry in ms of CLOCK_MONOTONIC << 24 | nonce << 8 | (slot + 1);
@@ -94,7 +97,13 @@ typedef struct dnr_volumes_header {
     DNR_ATOMIC_U64 last_frame_ns;               /* Arrival of the last frame, CLOCK_MONOTONIC ns */
     DNR_ATOMIC_U64 scan_frames;                 /* Frames of the current scan in the running reconstruction */
     DNR_ATOMIC_U64 scan_views;                  /* Views that the current scan announced; 0 = not known */
-    uint64_t reserved2[16];                     /* Zero */
+    DNR_ATOMIC_U64 method;                      /* DNR_METHOD_* that works on the scan; 0 = not known (version 1.0) */
+    DNR_ATOMIC_U64 iteration;                   /* Iterations done of the scan that is being optimised, or was last */
+    DNR_ATOMIC_U64 iterations_planned;          /* Iterations planned for it; 0 for analytic methods */
+    DNR_ATOMIC_U64 residual_1e9;                /* Root of the mean squared difference of its line integrals at the
+                                                   last iteration, times 1e9 */
+    DNR_ATOMIC_U64 method_ns;                   /* Time that the method has worked on it, ns */
+    uint64_t reserved2[11];                     /* Zero */
     DNR_ATOMIC_U64 detail_version;              /* Counts up before and after each change of the detail below: odd =
                                                    being changed */
     DNR_ATOMIC_U64 missing_count;               /* Entries of missing in use */
@@ -140,7 +149,12 @@ DNR_ASSERT_OFFSET(dnr_volumes_header, last_sequence, 352);
 DNR_ASSERT_OFFSET(dnr_volumes_header, last_frame_ns, 360);
 DNR_ASSERT_OFFSET(dnr_volumes_header, scan_frames, 368);
 DNR_ASSERT_OFFSET(dnr_volumes_header, scan_views, 376);
-DNR_ASSERT_OFFSET(dnr_volumes_header, reserved2, 384);
+DNR_ASSERT_OFFSET(dnr_volumes_header, method, 384);
+DNR_ASSERT_OFFSET(dnr_volumes_header, iteration, 392);
+DNR_ASSERT_OFFSET(dnr_volumes_header, iterations_planned, 400);
+DNR_ASSERT_OFFSET(dnr_volumes_header, residual_1e9, 408);
+DNR_ASSERT_OFFSET(dnr_volumes_header, method_ns, 416);
+DNR_ASSERT_OFFSET(dnr_volumes_header, reserved2, 424);
 DNR_ASSERT_OFFSET(dnr_volumes_header, detail_version, 512);
 DNR_ASSERT_OFFSET(dnr_volumes_header, missing_count, 520);
 DNR_ASSERT_OFFSET(dnr_volumes_header, missing_unlisted, 528);
@@ -197,9 +211,14 @@ typedef struct dnr_volume_header {
     uint8_t provider[32];                       /* Execution provider or carrier that really ran, UTF-8, zero-padded */
     uint8_t precision[16];                      /* Precision that really ran, UTF-8, zero-padded */
     uint32_t value_kind;                        /* 1 = f32 */
-    uint32_t reserved0;                         /* Zero */
+    uint32_t iterations_planned;                /* Iterations planned: once iteration has come to it, no better volume of
+                                                   the scan follows; 0 for analytic methods with nothing after them */
     dnr_sequence_range missing[DNR_VOLUME_MISSING_RANGES];/* Missing sequence numbers between first_sequence and last_sequence */
-    uint64_t reserved1[55];                     /* Zero */
+    uint32_t method;                            /* DNR_METHOD_* that made the volume; 0 = not known (version 1.0) */
+    float residual;                             /* Root of the mean squared difference of the line integrals at that
+                                                   iteration, dimensionless; 0 for analytic methods */
+    uint64_t method_ns;                         /* Time that the method took up to this volume, ns; 0 for analytic ones */
+    uint64_t reserved1[53];                     /* Zero */
     uint32_t payload_crc32c;                    /* CRC32C of the payload */
     uint32_t header_crc32c;                     /* CRC32C of bytes 0 to 1019 of this header */
 } dnr_volume_header;
@@ -231,9 +250,12 @@ DNR_ASSERT_OFFSET(dnr_volume_header, device, 232);
 DNR_ASSERT_OFFSET(dnr_volume_header, provider, 264);
 DNR_ASSERT_OFFSET(dnr_volume_header, precision, 296);
 DNR_ASSERT_OFFSET(dnr_volume_header, value_kind, 312);
-DNR_ASSERT_OFFSET(dnr_volume_header, reserved0, 316);
+DNR_ASSERT_OFFSET(dnr_volume_header, iterations_planned, 316);
 DNR_ASSERT_OFFSET(dnr_volume_header, missing, 320);
-DNR_ASSERT_OFFSET(dnr_volume_header, reserved1, 576);
+DNR_ASSERT_OFFSET(dnr_volume_header, method, 576);
+DNR_ASSERT_OFFSET(dnr_volume_header, residual, 580);
+DNR_ASSERT_OFFSET(dnr_volume_header, method_ns, 584);
+DNR_ASSERT_OFFSET(dnr_volume_header, reserved1, 592);
 DNR_ASSERT_OFFSET(dnr_volume_header, payload_crc32c, 1016);
 DNR_ASSERT_OFFSET(dnr_volume_header, header_crc32c, 1020);
 DNR_STATIC_ASSERT(sizeof(dnr_volume_header) == DNR_VOLUME_HEADER_BYTES, "size");

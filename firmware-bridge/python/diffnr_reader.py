@@ -37,9 +37,11 @@ SLOT_PAYLOAD_OFFSET = 4096
 PUBLISHED = 2
 STATES = {1: "starting", 2: "ready", 3: "receiving", 4: "reconstructing", 5: "degraded", 6: "stopping", 7: "stopped"}
 STATUS_BITS = {1: "PREVIEW", 2: "FULL", 4: "DEGRADED", 8: "PARTIAL", 16: "STALE"}
+METHODS = {1: "fdk", 2: "gaussians", 3: "field"}
 STATUS_FIELDS = (
     "state daemon_pid heartbeat_ns attachments published publish_skipped leases_revoked reclaimed_writing "
-    "frames_accepted frames_rejected frames_missing epoch last_sequence last_frame_ns scan_frames scan_views"
+    "frames_accepted frames_rejected frames_missing epoch last_sequence last_frame_ns scan_frames scan_views "
+    "method iteration iterations_planned residual_1e9 method_ns"
 ).split()
 
 
@@ -186,6 +188,10 @@ def parse_volume_header(raw):
         "last_sequence": u64(48),
         "frames_used": u32(56),
         "iteration": u32(60),
+        "iterations_planned": u32(316),
+        "method": METHODS.get(u32(576), "unknown"),
+        "residual": struct.unpack_from("<f", raw, 580)[0],
+        "method_ns": u64(584),
         "shape": shape,
         "spacing_mm": list(struct.unpack_from("<3d", raw, 80)),
         "origin_mm": list(struct.unpack_from("<3d", raw, 104)),

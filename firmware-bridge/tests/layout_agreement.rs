@@ -77,6 +77,9 @@ fn constants() -> Vec<(&'static str, u64)> {
         ("DNR_VOLUME_DEGRADED", VOLUME_DEGRADED.into()),
         ("DNR_VOLUME_PARTIAL", VOLUME_PARTIAL.into()),
         ("DNR_VOLUME_STALE", VOLUME_STALE.into()),
+        ("DNR_METHOD_FDK", METHOD_FDK.into()),
+        ("DNR_METHOD_GAUSSIANS", METHOD_GAUSSIANS.into()),
+        ("DNR_METHOD_FIELD", METHOD_FIELD.into()),
     ]
 }
 

@@ -7,7 +7,7 @@ mod common;
 use common::{SHAPE, VOXELS, reader, slots, values, volume_header};
 use firmware_bridge::error::{PublishError, ReadError};
 use firmware_bridge::layout::{
-    DaemonState, SequenceRange, VOLUME_SLOT_PAYLOAD_OFFSET, VOLUMES_HEADER_BYTES, VolumeHeader,
+    DaemonState, METHOD_GAUSSIANS, SequenceRange, VOLUME_SLOT_PAYLOAD_OFFSET, VOLUMES_HEADER_BYTES, VolumeHeader,
 };
 use firmware_bridge::memory::SharedMemory;
 use firmware_bridge::slots::{Status, StatusDetail, VolumeGeometry, VolumeSlots, VolumeWriter, text_of, text_to};
@@ -248,6 +248,11 @@ fn status_is_read_back() {
         last_frame_ns: 7,
         scan_frames: 8,
         scan_views: 9,
+        method: METHOD_GAUSSIANS.into(),
+        iteration: 10,
+        iterations_planned: 11,
+        residual_1e9: 12,
+        method_ns: 13,
         attachments: 1, // the writer's own
         ..Status::default()
     };

@@ -1,23 +1,28 @@
-//! `diffnr reconstruct`.
+//! `diffnr reconstruct`: what all methods share; each method has a file of its own.
 
+mod fdk;
 mod inputs;
+mod iterative;
+mod memory;
+mod optimised;
 mod outputs;
+mod trace;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::Failure;
 use crate::compute::Compute;
 use crate::compute::cpu::CpuCompute;
-use crate::compute::cpu::ramp_filter::Window;
 use crate::error::exit;
 use crate::formats::Scan;
-use crate::geometry::Coverage;
-use crate::reconstruct::{FdkAccumulator, FdkPlan, FdkSettings, ReconstructError};
+use crate::geometry::{Coverage, VolumeGrid};
+use crate::reconstruct::ReconstructError;
+use trace::Tracer;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,10 +31,11 @@ Examples:
   diffnr reconstruct scan --size 128 --window hann:0.8 -o preview.nii.gz --png preview.png
   diffnr reconstruct scan --views 0:360:10 -o sparse.nii.gz    every tenth view
   diffnr reconstruct geometry.xml --projections stack.mha -o volume.nii.gz
+  diffnr reconstruct scan --method os-sart --iterations 10 --trace curve.json -o volume.nii.gz
   diffnr reconstruct scan -o volume.nii.gz --json | jq .seconds
 
-A scan that cannot be reconstructed (arc below 180 degrees + fan, half-fan on less than a turn, detector beside the volume, lengths
-in pixels ...) is refused with the numbers that say why.
+FDK refuses a scan that it would reconstruct wrongly (arc below 180 degrees + fan, half-fan on less than a turn ...) with the numbers
+that say why; iterative methods refuse only what makes no sense (detector beside the volume, lengths in pixels ...).
 Exit codes: 0 done, 2 options, 4 input, 5 impossible geometry, 6 too little memory, 8 device not there, 9 output.";
 
 /// How to reconstruct.
@@ -37,6 +43,38 @@ Exit codes: 0 done, 2 options, 4 input, 5 impossible geometry, 6 too little memo
 enum Method {
     /// Feldkamp, Davis and Kress: weight, ramp-filter, back-project
     Fdk,
+    /// Ordered-subset SART: algebraic, non-negative
+    OsSart,
+    /// Adaptive steepest descent of the total variation between sweeps of OS-SART
+    AsdPocs,
+    /// 3D Gaussians, optimised against the projections
+    Gaussians,
+    /// Neural field (hash grid and small network), optimised against the projections
+    Field,
+}
+
+impl Method {
+    /// As the command line has it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fdk => "fdk",
+            Self::Gaussians => "gaussians",
+            Self::Field => "field",
+            Self::OsSart => "os-sart",
+            Self::AsdPocs => "asd-pocs",
+        }
+    }
+
+    /// As people write it.
+    fn title(self) -> &'static str {
+        match self {
+            Self::Fdk => "FDK",
+            Self::Gaussians => "Gaussians",
+            Self::Field => "Field",
+            Self::OsSart => "OS-SART",
+            Self::AsdPocs => "ASD-POCS",
+        }
+    }
 }
 
 /// What carries out the operations.
@@ -68,10 +106,6 @@ pub(super) struct Arguments {
     /// Voxels along the volume's longest axis, over the same box [default: the scene's own nVoxel]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8192))]
     size: Option<u32>,
-    /// Window of the ramp filter and its cut-off, a share of the highest frequency: ram-lak, shepp-logan, cosine, hamming or hann, e.g.
-    /// hann:0.9
-    #[arg(long, value_name = "NAME[:CUTOFF]", default_value = "ram-lak", value_parser = inputs::window)]
-    window: (Window, f64),
     /// Use only these views: FIRST:END:STEP, each may be left out (0:180, ::2)
     #[arg(long, value_name = "A:B:STEP", value_parser = inputs::parse_views)]
     views: Option<inputs::ViewRange>,
@@ -90,6 +124,78 @@ pub(super) struct Arguments {
     /// Print the result as JSON; nothing else goes to standard output
     #[arg(long)]
     json: bool,
+    /// Iterations at most, of an iterative method [default: the method's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    iterations: Option<u32>,
+    #[command(flatten)]
+    fdk: fdk::Options,
+    #[command(flatten)]
+    optimised: optimised::Options,
+    #[command(flatten)]
+    iterative: iterative::Options,
+    #[command(flatten)]
+    asd_pocs: iterative::AsdPocsOptions,
+    #[command(flatten)]
+    trace: trace::Options,
+}
+
+impl Arguments {
+    /// Refuses options that belong to other methods: they would be passed over in silence.
+    fn check_options(&self) -> Result<(), Failure> {
+        let iterations = self.iterations.map(|_| "--iterations");
+        let groups: [(&[Method], Option<&str>); 5] = [
+            (&[Method::OsSart, Method::AsdPocs, Method::Gaussians, Method::Field], iterations),
+            (&[Method::Fdk], self.fdk.given()),
+            (&[Method::OsSart, Method::AsdPocs], self.iterative.given()),
+            (&[Method::AsdPocs], self.asd_pocs.given()),
+            (&[Method::Gaussians, Method::Field], self.optimised.given()),
+        ];
+        for (methods, given) in groups {
+            if let Some(option) = given.filter(|_| !methods.contains(&self.method)) {
+                return Err(Failure {
+                    message: format!("{option} is no option of --method {}", self.method.name()),
+                    code: exit::USAGE,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a method is given to work on.
+struct Job<'a> {
+    arguments: &'a Arguments,
+    scan: &'a Scan,
+    grid: VolumeGrid,
+    compute: CpuCompute,
+    /// Bar on the terminal, and the trace.
+    tracer: Tracer,
+}
+
+impl<'a> Job<'a> {
+    /// The scan's line integrals, `[view][row v][column u]`.
+    fn line_integrals(&self) -> &'a [f32] {
+        // `inputs::load` hands out arrays in standard order.
+        self.scan.projections.as_slice().unwrap_or(&[])
+    }
+}
+
+/// What a method hands back.
+struct Reconstructed {
+    /// Attenuation in 1/mm, `[x][y][z]`.
+    volume: Vec<f32>,
+    plan_s: f64,
+    /// The method's own time, without that spent on observing it.
+    reconstruct_s: f64,
+    /// Every buffer and its bytes.
+    buffers: Vec<(&'static str, usize)>,
+    scratch_bytes: usize,
+    coverage: Option<Coverage>,
+    warnings: Vec<String>,
+    /// The method's own keys of the JSON result.
+    facts: Map<String, Value>,
+    /// The same for people, in one line.
+    summary: String,
 }
 
 /// Runs the subcommand.
@@ -98,43 +204,34 @@ pub(super) struct Arguments {
 /// See [`crate::error::exit`].
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let begin = Instant::now();
+    arguments.check_options()?;
     outputs::check(arguments)?;
-    let mut compute = carrier(arguments)?;
+    let compute = carrier(arguments)?;
     let scan = inputs::load(arguments)?;
+    let grid = arguments.size.map_or(scan.grid, |n| scan.grid.resampled(n as usize));
+    let tracer = Tracer::new(arguments, &scan, &grid)?;
     let read_s = begin.elapsed().as_secs_f64();
 
-    let begin = Instant::now();
-    let grid = arguments.size.map_or(scan.grid, |n| scan.grid.resampled(n as usize));
-    let (window, cutoff) = arguments.window;
-    let settings = FdkSettings { window, cutoff, views_per_call: None };
-    let plan = Arc::new(FdkPlan::without_scratch(&scan.geometry, &grid, settings).map_err(failure)?);
-    check_memory(&plan, &compute)?;
-    compute.prepare(&plan.workload()).map_err(|error| failure(error.into()))?;
-    let mut accumulator = FdkAccumulator::new(Arc::clone(&plan)).map_err(failure)?;
-    let plan_s = begin.elapsed().as_secs_f64();
-    for warning in &plan.coverage().warnings {
-        eprintln!("diffnr: warning: {warning}");
-    }
-    if !arguments.json {
-        say!("{}", plan.coverage().summary());
-    }
-
-    let begin = Instant::now();
-    add_all(&mut accumulator, &compute, &scan)?;
-    let fdk_s = begin.elapsed().as_secs_f64();
+    let mut job = Job { arguments, scan: &scan, grid, compute, tracer };
+    let done = match arguments.method {
+        Method::Fdk => fdk::run(&mut job)?,
+        Method::Gaussians | Method::Field => optimised::run(&mut job)?,
+        Method::OsSart => iterative::run_os_sart(&mut job)?,
+        Method::AsdPocs => iterative::run_asd_pocs(&mut job)?,
+    };
+    job.tracer.write()?;
+    let compute = job.compute;
 
     let begin = Instant::now();
     let [x, y, z] = grid.voxels;
-    let volume = ndarray::Array3::from_shape_vec((x, y, z), accumulator.into_volume())
+    let volume = ndarray::Array3::from_shape_vec((x, y, z), done.volume)
         .map_err(|error| Failure { message: error.to_string(), code: exit::FAILURE })?;
     outputs::write(arguments, &scan, &grid, volume.view())?;
     let write_s = begin.elapsed().as_secs_f64();
 
-    let gups = (grid.len() * scan.geometry.views.len()) as f64 / fdk_s / 1e9;
     if arguments.json {
-        let coverage = plan.coverage();
-        let result = json!({
-            "method": "fdk",
+        let mut result = json!({
+            "method": arguments.method.name(),
             "scan": arguments.scan,
             "outputs": arguments.output,
             "device": compute.description(),
@@ -142,25 +239,30 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             "voxel_mm": grid.voxel_mm.to_array(),
             "views": scan.geometry.views.len(),
             "unit": outputs::unit(&scan.scale),
-            "window": {"name": window.name(), "cutoff": cutoff},
-            "seconds": {"read": read_s, "plan": plan_s, "reconstruct": fdk_s, "write": write_s},
-            "gups": gups,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "planned_bytes": plan.buffers().into_iter().collect::<std::collections::BTreeMap<_, _>>(),
-            "scratch_bytes": compute.scratch_bytes(&plan.workload()),
-            "coverage": coverage_json(coverage),
-            "warnings": coverage.warnings,
+            "seconds": {"read": read_s, "plan": done.plan_s, "reconstruct": done.reconstruct_s, "write": write_s},
+            "peak_memory_bytes": memory::peak_bytes(),
+            "planned_bytes": done.buffers.into_iter().collect::<BTreeMap<_, _>>(),
+            "scratch_bytes": done.scratch_bytes,
+            "coverage": done.coverage.as_ref().map(coverage_json),
+            "warnings": done.warnings,
         });
+        if let Value::Object(result) = &mut result {
+            result.extend(done.facts);
+        }
         say!("{result}");
     } else {
         say!(
-            "FDK {x} x {y} x {z} from {} views in {fdk_s:.3} s ({gups:.2} GUPS) on {}; read {read_s:.2} s, plan {plan_s:.3} s, write \
-             {write_s:.2} s, peak memory {}",
+            "{} {x} x {y} x {z} from {} views in {:.3} s ({}) on {}; read {read_s:.2} s, plan {:.3} s, write {write_s:.2} s, peak \
+             memory {}",
+            arguments.method.title(),
             scan.geometry.views.len(),
+            done.reconstruct_s,
+            done.summary,
             compute.description(),
-            peak_memory_bytes().map_or("not known".into(), |bytes| format!("{} MiB", bytes >> 20)),
+            done.plan_s,
+            memory::peak_bytes().map_or("not known".into(), |bytes| format!("{} MiB", bytes >> 20)),
         );
-        for path in arguments.output.iter().chain(&arguments.png) {
+        for path in arguments.output.iter().chain(&arguments.png).chain(arguments.trace.file()) {
             say!("wrote {}", path.display());
         }
     }
@@ -183,50 +285,7 @@ fn carrier(arguments: &Arguments) -> Result<CpuCompute, Failure> {
     CpuCompute::new(arguments.threads).map_err(|error| Failure::new(exit::DEVICE, &error))
 }
 
-/// Refuses a volume for which the machine has no memory left, rather than being killed half-way.
-fn check_memory(plan: &FdkPlan, compute: &CpuCompute) -> Result<(), Failure> {
-    let buffers: usize = plan.buffers().iter().map(|(_, bytes)| bytes).sum();
-    // Volumes in the unit of the output are copies.
-    let copy = plan.grid().len() * size_of::<f32>();
-    let needed = buffers.saturating_add(compute.scratch_bytes(&plan.workload())).saturating_add(copy);
-    let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()
-    });
-    match available {
-        Some(kib) if needed >> 10 > kib => Err(Failure {
-            message: format!(
-                "{} MiB are needed for a volume of {:?} voxels and its working memory, {} MiB are available; use a smaller --size",
-                needed >> 20,
-                plan.grid().voxels,
-                kib >> 10
-            ),
-            code: exit::BUDGET,
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// Adds all views, with a bar on a terminal.
-fn add_all(accumulator: &mut FdkAccumulator, compute: &CpuCompute, scan: &Scan) -> Result<(), Failure> {
-    let plan = Arc::clone(accumulator.plan());
-    let projections = scan.projections.as_standard_layout();
-    let values = projections.as_slice().unwrap_or(&[]);
-    let bar = indicatif::ProgressBar::new(scan.geometry.views.len() as u64);
-    bar.set_style(
-        indicatif::ProgressStyle::with_template("FDK {wide_bar} {pos}/{len} views, {eta} left")
-            .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()),
-    );
-    let group = plan.views_per_call();
-    for (index, part) in values.chunks(group * plan.detector().pixels()).enumerate() {
-        accumulator.add_views(compute, index * group, part).map_err(failure)?;
-        bar.set_position(accumulator.views_added() as u64);
-    }
-    bar.finish_and_clear();
-    Ok(())
-}
-
-fn coverage_json(coverage: &Coverage) -> serde_json::Value {
+fn coverage_json(coverage: &Coverage) -> Value {
     json!({
         "class": coverage.class,
         "source_to_isocenter_mm": coverage.source_to_isocenter_mm,
@@ -252,12 +311,4 @@ fn failure(error: ReconstructError) -> Failure {
         }
     };
     Failure::new(code, &error)
-}
-
-/// Largest resident memory of this process so far, as Linux counts it.
-fn peak_memory_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }

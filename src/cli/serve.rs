@@ -13,6 +13,7 @@ use crate::daemon::{Daemon, DaemonError};
 use crate::error::exit;
 use crate::plan::{Plan, PlanError};
 use crate::reconstruct::ReconstructError;
+use crate::reconstruct::optimise::OptimiseError;
 use crate::supervise::{self, StatusReport};
 
 /// Arguments of `diffnr serve`.
@@ -29,7 +30,7 @@ pub(super) struct Arguments {
     /// The settings file; examples/gantry.toml lists every key
     #[arg(long, value_name = "GANTRY.TOML")]
     config: PathBuf,
-    /// End after the first scan
+    /// End after the first scan (and its optimisation, where one follows)
     #[arg(long)]
     once: bool,
     /// At the end, print the status report as JSON
@@ -76,7 +77,10 @@ pub(super) fn daemon_failure(error: &DaemonError) -> Failure {
         DaemonError::Mapping(_) => exit::SHARED_MEMORY,
         DaemonError::Compute(_) | DaemonError::Device(_) => exit::DEVICE,
         DaemonError::Calibration(_) | DaemonError::Preprocess(_) => exit::INPUT,
-        DaemonError::Reconstruct(error) => reconstruct_code(error),
+        DaemonError::Reconstruct(error) | DaemonError::Optimise(OptimiseError::Reconstruct(error)) => {
+            reconstruct_code(error)
+        }
+        DaemonError::Optimise(OptimiseError::Represent(_)) | DaemonError::Deadline { .. } => exit::CONFIG,
         DaemonError::Thread { .. } => exit::FAILURE,
     };
     Failure::new(code, error)
@@ -116,7 +120,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     write(&daemon.supervise());
     while !stop.load(Ordering::Acquire) && !daemon.has_ended() {
-        let scan_ended = daemon.supervision().scans_ended.load(Ordering::Acquire) > 0;
+        let scan_ended = daemon.has_ended_a_scan();
         let report = daemon.supervise();
         if written.elapsed() >= every {
             write(&report);

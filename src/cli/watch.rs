@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use firmware_bridge::clock::monotonic_ns;
-use firmware_bridge::layout::{DaemonState, VOLUME_FULL, VOLUME_PARTIAL, VOLUME_PREVIEW, VOLUME_STALE, VolumeHeader};
+use firmware_bridge::layout::{
+    DaemonState, METHOD_FDK, METHOD_FIELD, METHOD_GAUSSIANS, VOLUME_DEGRADED, VOLUME_FULL, VOLUME_PARTIAL,
+    VOLUME_PREVIEW, VOLUME_STALE, VolumeHeader,
+};
 use firmware_bridge::mapping::{self, Mapping, MappingError};
 use firmware_bridge::slots::{Status, VolumeReader, text_of};
 use glam::DVec3;
@@ -23,7 +26,8 @@ const LEASE_NS: u64 = 5_000_000_000;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   diffnr watch --follow                                       # a status line, until interrupted
-  diffnr watch --wait full --timeout 60 --save thorax.nii.gz  # the finished volume in HU
+  diffnr watch --wait full --timeout 60 --save thorax.nii.gz  # the volume of all frames, as soon as there is one, in HU
+  diffnr watch --wait final --timeout 300 --save thorax.nii.gz  # the last one of the scan, once it has been optimised
   diffnr watch --png slices.png                               # three slices of whatever is newest
 
 Ends with exit code 7 where there is no daemon's segment, or no such volume within the time-out, 9 where a file cannot be written.")]
@@ -43,7 +47,7 @@ pub(super) struct Arguments {
     /// The scene that the scan came from: its scale and the patient's position
     #[arg(long, value_name = "SCAN")]
     scan: Option<PathBuf>,
-    /// Which volume to wait for: a scan's last one (FULL or PARTIAL), or any
+    /// Which volume to wait for
     #[arg(long, value_name = "WHICH")]
     wait: Option<Wait>,
     /// Leave out the volume that is there already: wait for one that is published from now on
@@ -60,8 +64,10 @@ pub(super) struct Arguments {
 /// Which volume to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Wait {
-    /// FULL, or PARTIAL at a scan's end
+    /// FULL, or PARTIAL at a scan's end, however far its optimisation has come
     Full,
+    /// The same with nothing more to come: all iterations done, or DEGRADED
+    Final,
     /// Any
     Any,
 }
@@ -70,6 +76,10 @@ impl Wait {
     fn accepts(self, header: &VolumeHeader) -> bool {
         match self {
             Self::Any => true,
+            Self::Final => {
+                let has_ended = header.iteration >= header.iterations_planned || header.status & VOLUME_DEGRADED != 0;
+                has_ended && Self::Full.accepts(header)
+            }
             Self::Full => {
                 header.status & (VOLUME_FULL | VOLUME_PARTIAL) != 0
                     && header.status & (VOLUME_PREVIEW | VOLUME_STALE) == 0
@@ -161,7 +171,11 @@ fn wait_for_volume(
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             let status = reader.slots().status();
-            let what = if wanted == Wait::Full { "finished volume" } else { "volume" };
+            let what = match wanted {
+                Wait::Any => "volume",
+                Wait::Full => "finished volume",
+                Wait::Final => "optimised volume",
+            };
             return Err(unavailable(format!(
                 "no {what} on \"{}\" within {} s (daemon {}, {} of {} views): raise --timeout, or see the daemon's log",
                 arguments.name,
@@ -232,7 +246,8 @@ fn write_picture(
 ) -> Result<(), Failure> {
     let seen = SeenVolume::of(header);
     let missing = if seen.missing_frames > 0 { format!(", {} missing", seen.missing_frames) } else { String::new() };
-    let caption = format!("{} volume {}: {} frames{missing}", seen.status, seen.generation, seen.frames);
+    let iteration = if seen.iteration > 0 { format!(", {} {}", seen.method, seen.iteration) } else { String::new() };
+    let caption = format!("{} volume {}: {} frames{missing}{iteration}", seen.status, seen.generation, seen.frames);
     let panel = picture::Panel { volume: values, spacing_mm: header.spacing_mm, caption };
     picture::write_slices(path, &panel, window).map_err(|error| Failure::new(exit::OUTPUT, &error))
 }
@@ -252,6 +267,12 @@ fn daemon_words(status: &Status) -> String {
     if alive { state.into() } else { format!("dead (was {state}; last sign of life {age_ms} ms ago)") }
 }
 
+/// A method's name.
+fn method_name(number: u64) -> &'static str {
+    const METHODS: [(u32, &str); 3] = [(METHOD_FDK, "fdk"), (METHOD_GAUSSIANS, "gaussians"), (METHOD_FIELD, "field")];
+    METHODS.iter().find(|(method, _)| u64::from(*method) == number).map_or("unknown", |(_, name)| name)
+}
+
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Seen {
@@ -266,6 +287,11 @@ struct Seen {
     missing: Vec<[u64; 2]>,
     epoch: u64,
     published: u64,
+    method: &'static str,
+    iteration: u64,
+    iterations_planned: u64,
+    residual: f64,
+    seconds: f64,
     volume: Option<SeenVolume>,
 }
 
@@ -276,6 +302,11 @@ struct SeenVolume {
     shape: [u32; 3],
     spacing_mm: [f64; 3],
     frames: u32,
+    method: &'static str,
+    iteration: u32,
+    iterations_planned: u32,
+    residual: f32,
+    seconds: f64,
     first_sequence: u64,
     last_sequence: u64,
     missing_frames: u64,
@@ -298,6 +329,11 @@ impl SeenVolume {
             shape: header.shape,
             spacing_mm: header.spacing_mm,
             frames: header.frames_used,
+            method: method_name(header.method.into()),
+            iteration: header.iteration,
+            iterations_planned: header.iterations_planned,
+            residual: header.residual,
+            seconds: header.method_ns as f64 / 1e9,
             first_sequence: header.first_sequence,
             last_sequence: header.last_sequence,
             missing_frames: header.missing_frames,
@@ -335,6 +371,11 @@ impl Printer {
                 missing: detail.map_or(Vec::new(), |d| d.missing().iter().map(|r| [r.first, r.last]).collect()),
                 epoch: status.epoch,
                 published: status.published,
+                method: method_name(status.method),
+                iteration: status.iteration,
+                iterations_planned: status.iterations_planned,
+                residual: status.residual_1e9 as f64 / 1e9,
+                seconds: status.method_ns as f64 / 1e9,
                 volume: header.map(SeenVolume::of),
             };
             if let Ok(text) = serde_json::to_string(&seen) {
@@ -347,8 +388,12 @@ impl Printer {
             let [x, y, z] = seen.shape;
             let missing =
                 if seen.missing_frames > 0 { format!(", {} missing", seen.missing_frames) } else { String::new() };
+            let method = match seen.iterations_planned {
+                0 => String::new(),
+                planned => format!(" {} iteration {} of {planned}", seen.method, seen.iteration),
+            };
             format!(
-                "volume {} {} {x}x{y}x{z}, {} frames{missing}, {:.2} ms after its last frame, on {} {}",
+                "volume {} {}{method} {x}x{y}x{z}, {} frames{missing}, {:.2} ms after its last frame, on {} {}",
                 seen.generation, seen.status, seen.frames, seen.latency_ms, seen.device, seen.provider
             )
         });
@@ -369,8 +414,18 @@ impl Printer {
     }
 
     fn status_words(&self, status: &Status) -> String {
+        let optimisation = match status.iterations_planned {
+            0 => String::new(),
+            planned => format!(
+                "; {} iteration {} of {planned}, residual {:.5}, {:.1} s",
+                method_name(status.method),
+                status.iteration,
+                status.residual_1e9 as f64 / 1e9,
+                status.method_ns as f64 / 1e9
+            ),
+        };
         format!(
-            "daemon {}: {} of {} views, {} missing, {} rejected, epoch {}",
+            "daemon {}: {} of {} views, {} missing, {} rejected, epoch {}{optimisation}",
             daemon_words(status),
             status.scan_frames,
             status.scan_views,

@@ -3,6 +3,18 @@
 mod adam_step;
 mod back_project_fdk;
 mod back_project_matched;
+mod field_lanes;
+mod field_network;
+mod field_operations;
+mod field_project;
+mod field_project_backward;
+mod field_rays;
+mod field_rows;
+mod field_tables;
+#[cfg(test)]
+mod field_tests;
+mod field_voxelise;
+mod field_voxelise_backward;
 mod filter_rows;
 mod forward_project;
 mod gaussian_bins;
@@ -31,8 +43,10 @@ mod loss_window;
 mod loss_tests;
 pub mod ramp_filter;
 mod rays;
+mod sart;
 mod scratch;
 mod simd;
+mod total_variation;
 mod weight_projections;
 
 pub use simd::SimdLevel;
@@ -57,6 +71,7 @@ pub struct CpuCompute {
     scratch: Scratch,
     gaussian_scratch: Scratch,
     loss_scratch: Scratch,
+    field_scratch: Scratch,
 }
 
 impl CpuCompute {
@@ -84,8 +99,8 @@ impl CpuCompute {
             .build()
             .map_err(|error| device(format!("cannot start {threads} threads: {error}")))?;
         let threads = pool.current_num_threads();
-        let [scratch, gaussian_scratch, loss_scratch] = std::array::from_fn(|_| Scratch::new(threads));
-        Ok(Self { pool, simd, scratch, gaussian_scratch, loss_scratch })
+        let [scratch, gaussian_scratch, loss_scratch, field_scratch] = std::array::from_fn(|_| Scratch::new(threads));
+        Ok(Self { pool, simd, scratch, gaussian_scratch, loss_scratch, field_scratch })
     }
 
     /// The SIMD level in use.

@@ -16,6 +16,9 @@ struct Recipe<'a> {
     preprocess: &'a super::PreprocessSettings,
     method: &'static str,
     window: String,
+    /// Representation, losses and schedule in Rust's own words, which stand for every number exactly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    optimised: Option<String>,
 }
 
 impl Settings {
@@ -23,14 +26,17 @@ impl Settings {
     /// that decide the voxels: geometry, volume, preprocess, reconstruct.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
+        // Publications on the way do not decide the voxels.
+        let optimised = self.optimised.as_ref().map(|o| format!("{:?} {:?} {:?}", o.method, o.optimise, o.budget));
         let recipe = Recipe {
             format: 1,
             geometry: &self.geometry,
             grid: &self.grid,
             mu_water_per_mm: self.mu_water_per_mm,
             preprocess: &self.preprocess,
-            method: "fdk",
+            method: self.optimised.as_ref().map_or("fdk", |optimised| optimised.method.name()),
             window: format!("{:?}", self.window),
+            optimised,
         };
         // These types have string keys and finite numbers only, which JSON always takes.
         let canonical = serde_json::to_vec(&recipe).unwrap_or_default();

@@ -77,7 +77,19 @@ section! {
 }
 section! {
     /// `[reconstruct]`.
-    RawReconstruct { method: String, window: String }
+    RawReconstruct {
+        method: String,
+        window: String,
+        iterations: i64,
+        deadline_s: f64,
+        publish_every: i64,
+        publish_interval_ms: i64,
+        gaussians: i64,
+        tv_mm: f64,
+        photons: f64,
+        views_per_iteration: i64,
+        seed: i64,
+    }
 }
 section! {
     /// `[publish]`.

@@ -15,7 +15,7 @@ use crate::compute::cpu::ramp_filter::Window;
 use crate::geometry::{CircularOrbit, Detector, ScanGeometry, VolumeGrid};
 
 /// `value` where it lies in `low..=high`, `default` where it is not given.
-fn in_range<T: PartialOrd + Display + Copy>(
+pub(super) fn in_range<T: PartialOrd + Display + Copy>(
     field: &str,
     value: Option<T>,
     default: T,
@@ -30,11 +30,16 @@ fn in_range<T: PartialOrd + Display + Copy>(
     Err(ConfigError::value(field, value, format!("must lie between {low} and {high} (default {default})")))
 }
 
-fn count(field: &str, value: Option<i64>, default: i64, low: i64, high: i64) -> Result<usize, ConfigError> {
+pub(super) fn count(field: &str, value: Option<i64>, default: i64, low: i64, high: i64) -> Result<usize, ConfigError> {
     in_range(field, value, default, low, high).map(|v| v as usize)
 }
 
-fn choice<T: Copy>(field: &str, value: Option<&str>, default: &str, choices: &[(&str, T)]) -> Result<T, ConfigError> {
+pub(super) fn choice<T: Copy>(
+    field: &str,
+    value: Option<&str>,
+    default: &str,
+    choices: &[(&str, T)],
+) -> Result<T, ConfigError> {
     let value = value.unwrap_or(default);
     let lower = value.to_ascii_lowercase();
     choices.iter().find(|(name, _)| *name == lower).map(|(_, choice)| *choice).ok_or_else(|| {
@@ -59,8 +64,6 @@ pub(super) fn resolve(raw: &RawSettings, folder: &Path) -> Result<Settings, Conf
     let mu_water_per_mm =
         in_range("volume.mu_water_per_mm", raw.volume.mu_water_per_mm.or(source.mu_water_per_mm), 0.0193, 1e-4, 1.0)?;
     let views = source.geometry.views.len() as i64;
-    let method = raw.reconstruct.method.as_deref();
-    choice("reconstruct.method", method, "fdk", &[("fdk", ())])?;
     let window = choice("reconstruct.window", raw.reconstruct.window.as_deref(), "ram-lak", &Window::NAMES)?;
     let limit = raw.memory.host_limit.as_deref().unwrap_or("2 GiB");
     let host_limit_bytes = parse_bytes(limit).filter(|bytes| *bytes > 0).ok_or_else(|| {
@@ -83,6 +86,7 @@ pub(super) fn resolve(raw: &RawSettings, folder: &Path) -> Result<Settings, Conf
         mu_water_per_mm,
         preprocess: preprocess(&raw.preprocess, folder)?,
         window,
+        optimised: super::reconstruct::optimised(&raw.reconstruct, &grid)?,
         host_limit_bytes,
         supervise: supervise(&raw.supervise, folder)?,
         compute: compute(raw)?,

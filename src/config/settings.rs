@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::OptimisedSettings;
 use crate::geometry::{ScanGeometry, VolumeGrid};
 
 /// All settings, checked and resolved.
@@ -23,6 +24,8 @@ pub struct Settings {
     pub preprocess: PreprocessSettings,
     /// Window of the ramp filter.
     pub window: Window,
+    /// What goes on from the FDK volume; `None`: nothing.
+    pub optimised: Option<OptimisedSettings>,
     /// What is published when.
     pub publish: PublishSettings,
     /// Host memory that the daemon may take, shared memory included; bytes.

@@ -40,6 +40,11 @@ fn the_example_is_valid_complete_and_says_the_defaults() {
     assert_eq!(bare.supervise, settings.supervise);
     assert_eq!(bare.compute, settings.compute);
     assert_eq!(bare.host_limit_bytes, settings.host_limit_bytes);
+    // The numbers of the optimisation are the defaults too.
+    let optimised = |text: &str| Settings::from_toml(text, Path::new(".")).unwrap().optimised.unwrap();
+    let example = optimised(&text.replace("method = \"fdk\"", "method = \"gaussians\""));
+    let bare = optimised(&format!("{ORBIT}\n[reconstruct]\nmethod = \"gaussians\""));
+    assert_eq!((bare.optimise, bare.budget, bare.publish), (example.optimise, example.budget, example.publish));
 }
 
 #[test]
@@ -72,7 +77,23 @@ fn refusals_name_field_value_and_what_to_change() {
         ("[preprocess]\ni0 = -3.0", ["preprocess.i0 = -3", "> 0"]),
         ("[preprocess]\nflat = \"nowhere.npy\"", ["preprocess.flat = ", "existing .npy file"]),
         ("[supervise]\nlog_level = \"diffnr=lots\"", ["supervise.log_level = diffnr=lots", "filter"]),
-        ("[reconstruct]\nmethod = \"magic\"", ["reconstruct.method = \"magic\"", "\"fdk\""]),
+        ("[reconstruct]\nmethod = \"magic\"", ["reconstruct.method = \"magic\"", "\"fdk\", \"gaussians\""]),
+        ("[reconstruct]\niterations = 0", ["reconstruct.iterations = 0", "between 1 and"]),
+        ("[reconstruct]\ndeadline_s = nan", ["reconstruct.deadline_s = NaN", "between 0.1 and"]),
+        (
+            "[reconstruct]\niterations = 9\ndeadline_s = 9.0",
+            ["reconstruct.deadline_s", "beside reconstruct.iterations"],
+        ),
+        (
+            "[reconstruct]\npublish_every = 9\npublish_interval_ms = 9",
+            ["reconstruct.publish_interval_ms", "beside reconstruct.publish_every"],
+        ),
+        ("[reconstruct]\npublish_interval_ms = 0", ["reconstruct.publish_interval_ms = 0", "between 1 and"]),
+        ("[reconstruct]\ngaussians = -1", ["reconstruct.gaussians = -1", "between 0 and"]),
+        ("[reconstruct]\ntv_mm = -0.5", ["reconstruct.tv_mm = -0.5", "(default 0.08)"]),
+        ("[reconstruct]\nphotons = inf", ["reconstruct.photons = inf", "between 1 and"]),
+        ("[reconstruct]\nviews_per_iteration = 0", ["reconstruct.views_per_iteration = 0", "between 1 and"]),
+        ("[reconstruct]\nseed = -1", ["reconstruct.seed = -1", "between 0 and"]),
         ("[compute]\nthreads = \"many\"", ["many", "correct the value's type"]),
     ] {
         let message = refusal(text);
@@ -133,6 +154,14 @@ fn the_hash_is_of_what_decides_the_voxels_and_of_nothing_else() {
     let base = hash("");
     assert_eq!(base, hash("[shared_memory]\nname = \"other\"\n[compute]\nthreads = 3"));
     assert_ne!(base, hash("[preprocess]\nmin_transmission = 1e-4"));
+    let numbers = "[reconstruct]\niterations = 7\ntv_mm = 0.1";
+    assert_eq!(base, hash(numbers), "FDK has none of these");
+    let optimised = |extra: &str| hash(&format!("[reconstruct]\nmethod = \"gaussians\"\n{extra}"));
+    assert_ne!(base, optimised(""));
+    assert_eq!(optimised(""), optimised("publish_every = 3"));
+    for extra in ["iterations = 7", "deadline_s = 7.0", "tv_mm = 0.1", "gaussians = 5", "seed = 1", "photons = 1e4"] {
+        assert_ne!(optimised(""), optimised(extra), "{extra}");
+    }
     let other_size = ORBIT.replace("[100, 100, 50]", "[100, 100, 51]");
     assert_ne!(base, Settings::from_toml(&other_size, Path::new(".")).unwrap().hash());
 }

@@ -1,15 +1,14 @@
 //! The reconstruct thread: correct, weight, filter, back-project, publish, frame by frame.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use firmware_bridge::clock::monotonic_ns;
 use firmware_bridge::error::PublishError;
 use firmware_bridge::layout::{FrameHeader, FrameKind};
 
-use rayon::prelude::*;
-
+use super::handover::{Ended, Handover, LastVolume, ScanStore};
 use super::{DaemonError, ScanState, tell_rung};
 use crate::compute::cpu::CpuCompute;
 use crate::config::Settings;
@@ -24,9 +23,6 @@ use crate::supervise::{Event, Ladder, Refusal, Stage, Supervision};
 /// How long the thread sleeps at most when nothing comes: the grain of the frame time-out.
 const NAP: Duration = Duration::from_millis(5);
 
-/// Voxels that one task scales or copies.
-const CHUNK: usize = 1 << 16;
-
 /// A frame's source may stand this share of its distance from the isocenter away from where it is planned (3 degrees of
 /// gantry angle): the weights were worked out for the planned pose.
 const POSE_TOLERANCE: f64 = 0.05;
@@ -38,6 +34,9 @@ pub(super) struct Parts {
     pub(super) staging: Arc<Staging>,
     pub(super) supervision: Arc<Supervision>,
     pub(super) files: [Option<Vec<f32>>; 2],
+    /// Where something is optimised.
+    pub(super) handover: Option<Arc<Handover>>,
+    pub(super) last: Arc<Mutex<LastVolume>>,
 }
 
 /// The thread's state; every buffer in it is in the plan.
@@ -54,7 +53,14 @@ pub(super) struct Pipeline<'p> {
     /// Line integrals of one view.
     view: Vec<f32>,
     /// The last volume, kept for STALE once the accumulator works on the next scan.
-    kept: Vec<f32>,
+    last: Arc<Mutex<LastVolume>>,
+    /// The scan's views, for the optimisation.
+    store: Option<ScanStore>,
+    handover: Option<Arc<Handover>>,
+    /// The scan's views are to be handed over.
+    offer_due: bool,
+    /// Number of the job that they were handed over as; 0: not yet.
+    offered: u64,
     /// The accumulator holds the last volume of a scan that has ended; times this.
     in_accumulator: Option<f32>,
     /// A publication found every slot leased and waits.
@@ -72,7 +78,7 @@ pub(super) struct Pipeline<'p> {
 impl<'p> Pipeline<'p> {
     /// Allocates everything.
     pub(super) fn new(parts: Parts, compute: &'p CpuCompute, plan: Arc<FdkPlan>) -> Result<Self, DaemonError> {
-        let Parts { settings, publisher, staging, supervision, files } = parts;
+        let Parts { settings, publisher, staging, supervision, files, handover, last } = parts;
         let detector = settings.geometry.detector;
         Ok(Self {
             compute,
@@ -84,7 +90,11 @@ impl<'p> Pipeline<'p> {
             staging,
             supervision,
             view: vec![0.0; detector.pixels()],
-            kept: vec![0.0; settings.grid.len()],
+            last,
+            store: handover.as_ref().map(|_| ScanStore::new(&settings.geometry)),
+            handover,
+            offer_due: false,
+            offered: 0,
             in_accumulator: None,
             owed: false,
             closed_at_last: false,
@@ -105,7 +115,7 @@ impl<'p> Pipeline<'p> {
         let _refused_without_flat = self.preprocessor.counts(&blank, 1.0, 1.0, &mut line_integrals);
         let pose = self.settings.geometry.views[0];
         self.accumulator.add_view(self.compute, 0, Some(&pose), &line_integrals)?;
-        self.keep(1.0);
+        self.last().keep(None, self.accumulator.volume(), 1.0);
         self.accumulator.reset();
         self.preprocessor.forget_counters();
         self.supervision.reconstruct().scan = self.scan.summary();
@@ -138,6 +148,8 @@ impl<'p> Pipeline<'p> {
                 self.pay();
             }
             self.check_time_out();
+            self.offer();
+            self.heed_optimisation();
             std::thread::park_timeout(NAP);
         }
         if self.scan.is_running() {
@@ -209,6 +221,9 @@ impl<'p> Pipeline<'p> {
             return Ok(());
         }
         self.scan.add(header);
+        if let Some(store) = &mut self.store {
+            store.add(header.view_index as usize, &pose, &self.view);
+        }
         let done_ns = monotonic_ns();
         {
             let mut telemetry = self.supervision.reconstruct();
@@ -271,8 +286,15 @@ impl<'p> Pipeline<'p> {
         if self.scan.is_running() {
             self.end_scan();
         }
+        self.end_optimisation();
         if let Some(scale) = self.in_accumulator.take() {
-            self.keep(scale);
+            let header = self.publisher.last();
+            // Where the lock is taken, a better volume of that scan is being kept at this very moment.
+            if let Ok(mut last) = self.last.try_lock()
+                && !last.is_optimised_of(header)
+            {
+                last.keep(header, self.accumulator.volume(), scale);
+            }
         }
         self.accumulator.reset();
         self.scan.begin(header);
@@ -299,7 +321,10 @@ impl<'p> Pipeline<'p> {
         if !self.scan_has_volume && !self.owed {
             tell_rung(&self.supervision, self.ladder.scan_lost(), self.ladder.rung());
             // The accumulator has begun on the lost scan: what was published before it was kept.
-            if let Some(outcome) = self.publisher.stale(&self.kept) {
+            let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let outcome = last.volume().map(|(header, values)| self.publisher.stale(header, values));
+            drop(last);
+            if let Some(outcome) = outcome {
                 self.published(outcome);
             }
         }
@@ -340,21 +365,69 @@ impl<'p> Pipeline<'p> {
         // A preview that found no slot is not tried again: the next one is on its way.
         self.owed = outcome.is_err() && moment == Moment::End;
         self.published(outcome);
+        if let (Moment::End, Some(handover)) = (moment, &self.handover) {
+            handover.expect();
+            (self.offer_due, self.offered) = (true, 0);
+        }
         self.supervision.reconstruct().counters.publish_ns += monotonic_ns() - began_ns;
     }
 
-    /// Keeps what the accumulator holds, times `scale`.
-    fn keep(&mut self, scale: f32) {
-        self.kept.par_chunks_mut(CHUNK).zip(self.accumulator.volume().par_chunks(CHUNK)).for_each(|(kept, last)| {
-            for (kept, last) in kept.iter_mut().zip(last) {
-                *kept = last * scale;
+    fn last(&self) -> std::sync::MutexGuard<'_, LastVolume> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next scan begins: what works on the one before ends.
+    fn end_optimisation(&mut self) {
+        let Some(handover) = &self.handover else { return };
+        handover.withdraw();
+        if std::mem::take(&mut self.offer_due)
+            && let Some(optimise) = self.supervision.optimise().as_mut()
+        {
+            optimise.counters.superseded += 1;
+        }
+        self.offered = 0;
+        self.publisher.announce(handover.iterations());
+        if let Some(store) = &mut self.store {
+            store.clear();
+        }
+    }
+
+    /// Hands the scan's views over, if that is due: only when no frame waits.
+    fn offer(&mut self) {
+        if let (true, Some(handover), Some(store), Some(header)) =
+            (self.offer_due, &self.handover, &self.store, self.publisher.last())
+            && let Some(number) = handover.offer(store, &header)
+        {
+            (self.offer_due, self.offered) = (false, number);
+        }
+    }
+
+    /// Heeds how the last optimisation ended.
+    fn heed_optimisation(&mut self) {
+        let Some(ended) = self.handover.as_ref().and_then(|handover| handover.take_ended()) else { return };
+        match ended {
+            Ended::Done => tell_rung(&self.supervision, self.ladder.thawed(), self.ladder.rung()),
+            Ended::Frozen { number, has_volume } => {
+                tell_rung(&self.supervision, self.ladder.froze(), self.ladder.rung());
+                // The volume that it began from is the last good one.
+                if let (false, true, Some(scale)) = (has_volume, number == self.offered, self.in_accumulator)
+                    && let Some(outcome) = self.publisher.degraded(self.accumulator.volume(), scale)
+                {
+                    self.owed = outcome.is_err();
+                    self.published(outcome);
+                }
             }
-        });
+        }
+        self.account(monotonic_ns());
     }
 
     /// Tries a publication once more that found every slot leased.
     fn pay(&mut self) {
         let Some(scale) = self.in_accumulator else { return };
+        // A better one of the same scan is there already, or about to be.
+        if self.handover.as_ref().is_some_and(|handover| handover.has_published()) {
+            return;
+        }
         if let Some(outcome @ Ok(_)) = self.publisher.again(self.accumulator.volume(), scale) {
             self.owed = false;
             self.published(outcome);
@@ -362,7 +435,7 @@ impl<'p> Pipeline<'p> {
     }
 
     fn published(&mut self, outcome: Result<Receipt, PublishError>) {
-        use firmware_bridge::layout::{VOLUME_PREVIEW, VOLUME_STALE};
+        use firmware_bridge::layout::{VOLUME_DEGRADED, VOLUME_PREVIEW, VOLUME_STALE};
         let receipt = match outcome {
             Ok(receipt) => receipt,
             Err(_all_leased) => {
@@ -371,28 +444,34 @@ impl<'p> Pipeline<'p> {
                 return;
             }
         };
-        let Receipt { generation, status, frames, missing, latency_ns, last_sequence } = receipt;
+        let Receipt { generation, status, frames, missing, latency_ns, last_sequence, iteration } = receipt;
         let is_stale = status & VOLUME_STALE != 0;
         if !is_stale {
             self.scan_has_volume = true;
             tell_rung(&self.supervision, self.ladder.volume_published(), self.ladder.rung());
         }
+        let is_degraded = status & VOLUME_DEGRADED != 0;
+        if let (true, false, Some(optimise)) = (is_degraded, is_stale, self.supervision.optimise().as_mut()) {
+            optimise.counters.degraded += 1;
+        }
         {
             let mut telemetry = self.supervision.reconstruct();
             let counters = &mut telemetry.counters;
             match status {
+                // Published again with another status.
+                _ if is_degraded && !is_stale => {}
                 _ if is_stale => counters.stale += 1,
                 _ if status & VOLUME_PREVIEW != 0 => counters.previews += 1,
                 _ if missing == 0 => counters.full += 1,
                 _ => counters.partial += 1,
             }
             // A PARTIAL volume comes after a time-out, a STALE one after a loss: neither is due by its last frame.
-            if !is_stale && (missing == 0 || status & VOLUME_PREVIEW != 0) {
+            if !is_stale && !is_degraded && (missing == 0 || status & VOLUME_PREVIEW != 0) {
                 counters.deadlines_missed += u64::from(latency_ns > self.settings.publish.frame_time_ns());
                 telemetry.preview_latency.record(latency_ns, last_sequence);
             }
         }
-        self.supervision.tell(Event::Published { generation, status, frames, missing, latency_ns });
+        self.supervision.tell(Event::Published { generation, status, frames, missing, latency_ns, iteration });
     }
 
     fn refuse(&self, header: &FrameHeader, why: Refusal) {

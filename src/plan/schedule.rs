@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use crate::config::{Calibration, Settings};
+use crate::config::{Calibration, OptimisedSettings, PublishEvery, RunBudget, Settings};
+use crate::reconstruct::optimise::Recipe;
 use crate::supervise::Rung;
 
 /// One line of the schedule.
@@ -28,7 +29,7 @@ pub struct RungRule {
 }
 
 /// The schedule of a scan.
-pub(super) fn schedule(settings: &Settings) -> Vec<Step> {
+pub(super) fn schedule(settings: &Settings, recipe: Option<&Recipe>) -> Vec<Step> {
     let step = |when: String, what: &str, deadline: String| Step { when, what: what.into(), deadline };
     let views = settings.geometry.views.len();
     let frame_ms = settings.publish.frame_time_ns() as f64 / 1e6;
@@ -66,6 +67,9 @@ pub(super) fn schedule(settings: &Settings) -> Vec<Step> {
         }
     }
     steps.push(step(format!("after view {views}"), "publish FULL", format!("{frame_ms:.1} ms after the last frame")));
+    if let (Some(optimised), Some(recipe)) = (&settings.optimised, recipe) {
+        steps.extend(optimisation(optimised, recipe));
+    }
     steps.push(step(
         format!("LAST frame with views missing, or no frame for {} ms", settings.supervise.frame_timeout_ms),
         "publish PARTIAL with the missing ranges; later frames of the scan are still taken",
@@ -79,11 +83,68 @@ pub(super) fn schedule(settings: &Settings) -> Vec<Step> {
     steps
 }
 
+/// What follows the FULL volume.
+fn optimisation(optimised: &OptimisedSettings, recipe: &Recipe) -> Vec<Step> {
+    let step = |when: String, what: String, deadline: String| Step { when, what, deadline };
+    let (plan, method) = (recipe.plan(), recipe.method());
+    let settings = plan.settings();
+    let (count, deadline) = match optimised.budget {
+        RunBudget::Iterations(count) => (count.to_string(), String::new()),
+        RunBudget::DeadlineS(seconds) => {
+            ("as many".into(), format!("{seconds} s after the last frame: their number is fixed before ready"))
+        }
+    };
+    let mut steps = vec![
+        step(
+            "after FULL (PARTIAL)".into(),
+            format!(
+                "{} steps of a volume towards the views, {} of {} elements of a {} representation towards it",
+                settings.approach_iterations,
+                settings.fit_iterations,
+                method.elements(plan.grid()),
+                method.name()
+            ),
+            String::new(),
+        ),
+        step(
+            format!("{count} iterations"),
+            format!(
+                "one of {} subsets of the views: voxelise, project, compare, project back, total variation, step",
+                plan.round()
+            ),
+            deadline,
+        ),
+    ];
+    let when = match optimised.publish {
+        PublishEvery::Iterations(0) => None,
+        PublishEvery::Iterations(every) => Some(format!("every {every} iterations")),
+        PublishEvery::Ms(ms) => Some(format!("every {ms} ms")),
+    };
+    if let Some(when) = when {
+        steps.push(step(when, "publish FULL with the iteration in its header".into(), String::new()));
+    }
+    steps.push(step("after the last iteration".into(), "publish the scan's last volume".into(), String::new()));
+    steps.push(step(
+        "first frame of the next scan, or a stop".into(),
+        "end the optimisation after the operation in hand".into(),
+        String::new(),
+    ));
+    steps
+}
+
 /// The rungs that this configuration has.
 pub(super) fn ladder(settings: &Settings) -> Vec<RungRule> {
     let rule = |rung, enters: String, leaves: &str| RungRule { rung, enters, leaves: leaves.into() };
     let staging = settings.supervise.staging_frames;
     let mut rules = vec![rule(Rung::Full, "start".into(), "")];
+    if settings.optimised.is_some() {
+        rules.push(rule(
+            Rung::Frozen,
+            "an optimisation diverges, misses its deadline or is refused: its last good volume is published as DEGRADED"
+                .into(),
+            "the next optimisation is done",
+        ));
+    }
     if settings.publish.preview_every_views > 0 {
         rules.push(rule(
             Rung::PreviewsSkipped,

@@ -7,7 +7,12 @@
 #![forbid(unsafe_code)]
 
 pub mod adapt;
+mod drive;
 pub mod initialise;
+mod plan;
+
+pub use drive::{GaussianRepresentation, GaussianSchedule};
+pub use plan::GaussianPlan;
 
 use crate::compute::ComputeError;
 use crate::compute::gaussians::{AdamStep, GaussianCompute, GaussianGradients, GaussianSet};
@@ -247,13 +252,38 @@ impl Gaussians {
         self.views += views as u64;
     }
 
+    /// Adds the norm of the present gradient by position to the sums that adaptive control decides by: where the gradient comes through a
+    /// volume, no view has one of its own.
+    pub fn add_position_norms(&mut self) {
+        let (channels, norms) = self.gradients.split_at_mut(CHANNELS * self.limits.capacity);
+        let axis = |k: usize| &channels[(POSITION + k) * self.limits.capacity..][..self.len];
+        for (((norm, x), y), z) in norms.iter_mut().zip(axis(0)).zip(axis(1)).zip(axis(2)) {
+            *norm += (x * x + y * y + z * z).sqrt();
+        }
+    }
+
+    /// The mean norm that `share` of the Gaussians exceed: a threshold for [`adapt::AdaptiveControl`].
+    pub fn norm_exceeded_by(&mut self, share: f32) -> f32 {
+        let norms = &self.gradients[CHANNELS * self.limits.capacity..][..self.len];
+        // Floats that are not negative sort as their bits do.
+        let bits = &mut self.cells[..self.len];
+        for (bits, norm) in bits.iter_mut().zip(norms) {
+            *bits = norm.abs().to_bits();
+        }
+        let above = (share.clamp(0.0, 1.0) * self.len as f32) as usize;
+        match self.len.checked_sub(above + 1) {
+            Some(nth) => f32::from_bits(*bits.select_nth_unstable(nth).1) / self.views.max(1) as f32,
+            None => 0.0,
+        }
+    }
+
     /// One step of Adam along the gradients; `step` counts from 1.
     ///
     /// # Errors
     /// As the operation; none with the lengths used here.
     pub fn step(
         &mut self,
-        compute: &impl GaussianCompute,
+        compute: &(impl GaussianCompute + ?Sized),
         rates: &GaussianRates,
         step: u32,
     ) -> Result<(), ComputeError> {

@@ -67,6 +67,35 @@ pub enum Refusal {
     Operation,
 }
 
+/// How an optimisation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OptimisationEnd {
+    /// All iterations, or as many as its own rules wanted.
+    Done,
+    /// By the next scan, by later frames of its own, or by a stop.
+    Superseded,
+    /// Its residual grew beyond bounds.
+    Diverged,
+    /// Its time was over.
+    DeadlineMissed,
+    /// It could not be begun, or an operation failed.
+    Refused,
+}
+
+impl OptimisationEnd {
+    /// In words.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Superseded => "ended by the next scan, later frames or a stop",
+            Self::Diverged => "diverged: its last good volume stands",
+            Self::DeadlineMissed => "missed its deadline (reconstruct.deadline_s): its last good volume stands",
+            Self::Refused => "could not be carried out (nothing in the volume?): the FDK volume stands",
+        }
+    }
+}
+
 /// One thing that happened.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Event {
@@ -141,6 +170,23 @@ pub enum Event {
         missing: u64,
         /// Since its last frame's exposure, ns.
         latency_ns: u64,
+        /// Iterations behind it; 0 for an analytic one.
+        iteration: u32,
+    },
+    /// An optimisation has ended.
+    OptimisationEnded {
+        /// The scan's number.
+        scan_id: u64,
+        /// How.
+        end: OptimisationEnd,
+        /// Iterations done.
+        iterations: u32,
+        /// Iterations planned.
+        planned: u32,
+        /// Root of the mean squared difference of the line integrals.
+        residual: f64,
+        /// Time that it took, s.
+        seconds: f64,
     },
     /// No slot was free.
     SlotsLeased {
@@ -169,6 +215,7 @@ impl Event {
             | Self::TimedOut { .. }
             | Self::SlotsLeased { .. } => true,
             Self::ScanEnded { views, planned } => views < planned,
+            Self::OptimisationEnded { end, .. } => !matches!(end, OptimisationEnd::Done | OptimisationEnd::Superseded),
             Self::Rung { to, .. } => *to != Rung::Full,
             _ => false,
         }
@@ -225,11 +272,18 @@ impl fmt::Display for Event {
                 write!(f, "no frame for {waited_ms} ms after {views} views: the scan has broken off")
             }
             Self::ScanEnded { views, planned } => write!(f, "scan ended with {views} of {planned} views"),
-            Self::Published { generation, status, frames, missing, latency_ns } => write!(
+            Self::Published { generation, status, frames, missing, latency_ns, iteration } => {
+                write!(f, "volume {generation} published: {}, ", status_words(*status))?;
+                if *iteration > 0 {
+                    write!(f, "iteration {iteration}, ")?;
+                }
+                let latency_ms = *latency_ns as f64 / 1e6;
+                write!(f, "{frames} frames, {missing} missing, {latency_ms:.2} ms after its last frame")
+            }
+            Self::OptimisationEnded { scan_id, end, iterations, planned, residual, seconds } => write!(
                 f,
-                "volume {generation} published: {}, {frames} frames, {missing} missing, {:.2} ms after its last frame",
-                status_words(*status),
-                *latency_ns as f64 / 1e6
+                "optimisation of scan {scan_id} {}; {iterations} of {planned} iterations in {seconds:.2} s, residual {residual:.5}",
+                end.words()
             ),
             Self::SlotsLeased { is_final: true } => {
                 write!(

@@ -3,12 +3,15 @@
 //! | rung | enters | leaves | what is lost |
 //! |---|---|---|---|
 //! | full | at the start; from below as stated there | | nothing |
+//! | frozen | an optimisation diverged, missed its deadline or was refused | the next one is done | what the rest of that run would have gained: its last good volume stands, with DEGRADED |
 //! | previews skipped | half of the staging buffers wait when a frame is taken up | no more than one waits, for 8 frames in a row or at a scan's end | previews; every frame still goes into the volume |
 //! | stale | a scan ended (broke off, or its frames were all refused) without a volume | the next volume is published | the last volume stands, published again with STALE |
 //! | stopped | an error that nothing can be done about | never | all; the daemon ends and says why |
 //!
-//! Rungs for what comes later ("without SliceFixer", "representation frozen") go between full and previews skipped: a variant in [`Rung`],
-//! a counter, and its two rules here.
+//! Whether the representation is frozen is known apart from the other rungs: who leaves one of those comes back to it.
+//!
+//! The rung for what comes later ("without SliceFixer") goes between full and frozen: a variant in [`Rung`], a counter, and its two
+//! rules here.
 
 use serde::Serialize;
 
@@ -22,6 +25,8 @@ pub enum Rung {
     /// Everything as planned.
     #[default]
     Full,
+    /// The last optimisation was given up: its last good volume stands.
+    Frozen,
     /// Late: previews are skipped.
     PreviewsSkipped,
     /// The last volume is not of the present scan.
@@ -33,13 +38,15 @@ pub enum Rung {
 /// How often each rung was entered, and previews that it cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct LadderCounters {
+    /// Entries of "frozen".
+    pub frozen: u64,
     /// Entries of "previews skipped".
     pub previews_skipped: u64,
     /// Entries of "stale".
     pub stale: u64,
     /// Entries of "stopped": 0 or 1.
     pub stopped: u64,
-    /// Ways back to "full".
+    /// Ways back up: to "full", or to "frozen" from below it.
     pub recovered: u64,
 }
 
@@ -48,6 +55,7 @@ pub struct LadderCounters {
 pub struct Ladder {
     rung: Rung,
     calm: u32,
+    frozen: bool,
     counters: LadderCounters,
 }
 
@@ -67,10 +75,10 @@ impl Ladder {
     /// A frame is taken up while `waiting` others wait in `capacity` staging buffers. Returns the rung left, where it changed.
     pub fn frame(&mut self, waiting: usize, capacity: usize) -> Option<Rung> {
         match self.rung {
-            Rung::Full if waiting * 2 >= capacity => self.go(Rung::PreviewsSkipped),
+            Rung::Full | Rung::Frozen if waiting * 2 >= capacity => self.go(Rung::PreviewsSkipped),
             Rung::PreviewsSkipped if waiting <= 1 => {
                 self.calm += 1;
-                if self.calm >= CALM_FRAMES { self.go(Rung::Full) } else { None }
+                if self.calm >= CALM_FRAMES { self.go(self.best()) } else { None }
             }
             Rung::PreviewsSkipped => {
                 self.calm = 0;
@@ -82,7 +90,25 @@ impl Ladder {
 
     /// A scan has ended while `waiting` frames wait.
     pub fn scan_ended(&mut self, waiting: usize) -> Option<Rung> {
-        if self.rung == Rung::PreviewsSkipped && waiting <= 1 { self.go(Rung::Full) } else { None }
+        if self.rung == Rung::PreviewsSkipped && waiting <= 1 { self.go(self.best()) } else { None }
+    }
+
+    /// An optimisation was given up.
+    pub fn froze(&mut self) -> Option<Rung> {
+        let was_frozen = std::mem::replace(&mut self.frozen, true);
+        self.counters.frozen += u64::from(!was_frozen);
+        if self.rung < Rung::Frozen { self.go(Rung::Frozen) } else { None }
+    }
+
+    /// An optimisation is done.
+    pub fn thawed(&mut self) -> Option<Rung> {
+        self.frozen = false;
+        if self.rung == Rung::Frozen { self.go(Rung::Full) } else { None }
+    }
+
+    /// The rung to come back to.
+    fn best(&self) -> Rung {
+        if self.frozen { Rung::Frozen } else { Rung::Full }
     }
 
     /// Whether a preview that is due may be made now.
@@ -98,7 +124,7 @@ impl Ladder {
 
     /// A volume of the present scan was published.
     pub fn volume_published(&mut self) -> Option<Rung> {
-        if self.rung == Rung::Stale { self.go(Rung::Full) } else { None }
+        if self.rung == Rung::Stale { self.go(self.best()) } else { None }
     }
 
     /// Nothing can be done.
@@ -112,6 +138,8 @@ impl Ladder {
         self.calm = 0;
         match to {
             Rung::Full => self.counters.recovered += 1,
+            // Counted where it happens, as the ladder may stand further down then.
+            Rung::Frozen => self.counters.recovered += u64::from(from > Rung::Frozen),
             Rung::PreviewsSkipped => self.counters.previews_skipped += 1,
             Rung::Stale => self.counters.stale += 1,
             Rung::Stopped => self.counters.stopped += 1,
@@ -156,6 +184,26 @@ mod tests {
         assert_eq!(ladder.frame(8, 8), None, "a backlog does not raise the rung");
         assert_eq!(ladder.volume_published(), Some(Rung::Stale));
         assert_eq!((ladder.rung(), ladder.counters().stale), (Rung::Full, 1));
+    }
+
+    #[test]
+    fn a_frozen_representation_stays_so_through_other_rungs_until_an_optimisation_is_done() {
+        let mut ladder = Ladder::default();
+        assert_eq!(ladder.froze(), Some(Rung::Full));
+        assert_eq!(ladder.froze(), None, "entered once");
+        assert!(ladder.allows_previews());
+        assert_eq!(ladder.frame(8, 8), Some(Rung::Frozen));
+        assert_eq!(ladder.scan_ended(0), Some(Rung::PreviewsSkipped));
+        assert_eq!(ladder.rung(), Rung::Frozen, "still frozen");
+        assert_eq!(ladder.scan_lost(), Some(Rung::Frozen));
+        assert_eq!(ladder.thawed(), None, "no volume of the scan yet");
+        assert_eq!(ladder.volume_published(), Some(Rung::Stale));
+        assert_eq!(ladder.rung(), Rung::Full);
+        assert_eq!(ladder.counters().frozen, 1);
+        ladder.scan_lost();
+        assert_eq!((ladder.froze(), ladder.counters().frozen), (None, 2), "counted on a lower rung too");
+        ladder.volume_published();
+        assert_eq!((ladder.rung(), ladder.thawed(), ladder.rung()), (Rung::Frozen, Some(Rung::Frozen), Rung::Full));
     }
 
     #[test]

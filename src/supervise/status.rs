@@ -7,7 +7,7 @@ use firmware_bridge::layout::DaemonState;
 use firmware_bridge::slots::Status;
 use serde::Serialize;
 
-use super::{IngestCounters, LadderCounters, ReconstructCounters, Rung, Supervision};
+use super::{IngestCounters, LadderCounters, OptimiseTelemetry, ReconstructCounters, Rung, Supervision};
 use crate::daemon::ScanSummary;
 use crate::measure::latency::LatencySummary;
 use crate::preprocess::PreprocessCounters;
@@ -31,6 +31,8 @@ pub struct StatusReport {
     pub preprocess: PreprocessCounters,
     /// Counters of reconstruction.
     pub reconstruct: ReconstructCounters,
+    /// The optimisation; `null` where nothing is optimised.
+    pub optimise: Option<OptimiseTelemetry>,
     /// Counters of the ladder.
     pub ladder: LadderCounters,
     /// Exposure's end to the view being in the volume.
@@ -70,8 +72,10 @@ impl StatusReport {
     #[must_use]
     pub fn new(supervision: &Supervision, state: DaemonState, slots: &Status, stalls: u64) -> Self {
         let ingest = *supervision.ingest();
+        let optimise = *supervision.optimise();
         let telemetry = supervision.reconstruct();
         Self {
+            optimise,
             state: state_name(Some(state)),
             pid: std::process::id(),
             rung: telemetry.rung,

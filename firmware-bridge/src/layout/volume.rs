@@ -124,8 +124,18 @@ pub struct VolumesHeader {
     pub scan_frames: u64,
     /// Views that the current scan announced; 0 = not known.
     pub scan_views: u64,
+    /// Method that works on the scan, a `METHOD_*` number; 0 = not known (daemons of version 1.0).
+    pub method: u64,
+    /// Iterations done of the scan that is being optimised, or was last.
+    pub iteration: u64,
+    /// Iterations planned for it; 0 for analytic methods.
+    pub iterations_planned: u64,
+    /// Root of the mean squared difference of its line integrals at the last iteration, times 1e9.
+    pub residual_1e9: u64,
+    /// Time that the method has worked on it, ns.
+    pub method_ns: u64,
     /// Zero.
-    pub reserved2: [u64; 16],
+    pub reserved2: [u64; 11],
     /// Counts up before and after each change of the detail below: odd = being changed.
     pub detail_version: u64,
     /// Entries of `missing` in use.
@@ -151,7 +161,8 @@ assert_offsets!(VolumesHeader, size VOLUMES_HEADER_BYTES, {
     newest: 128, retired: 136, reserved1: 144,
     state: 256, daemon_pid: 264, heartbeat_ns: 272, attachments: 280, published: 288, publish_skipped: 296,
     leases_revoked: 304, reclaimed_writing: 312, frames_accepted: 320, frames_rejected: 328, frames_missing: 336,
-    epoch: 344, last_sequence: 352, last_frame_ns: 360, scan_frames: 368, scan_views: 376, reserved2: 384,
+    epoch: 344, last_sequence: 352, last_frame_ns: 360, scan_frames: 368, scan_views: 376, method: 384,
+    iteration: 392, iterations_planned: 400, residual_1e9: 408, method_ns: 416, reserved2: 424,
     detail_version: 512, missing_count: 520, missing_unlisted: 528, reserved3: 536, message: 544, missing: 672,
     reserved4: 1184, leases: 4096,
 });
@@ -222,11 +233,18 @@ impl DaemonState {
     }
 }
 
-/// Volume status bit: analytic preview, or any volume made before the last frame.
+/// Method: filtered back-projection, with no iterations.
+pub const METHOD_FDK: u32 = 1;
+/// Method: 3D Gaussians.
+pub const METHOD_GAUSSIANS: u32 = 2;
+/// Method: neural field.
+pub const METHOD_FIELD: u32 = 3;
+
+/// Volume status bit: made before the last frame.
 pub const VOLUME_PREVIEW: u32 = 1 << 0;
-/// Volume status bit: made of all frames of the scan, to the end of the schedule.
+/// Volume status bit: made of all frames of the scan. How far its method has come, `iteration` and `iterations_planned` say.
 pub const VOLUME_FULL: u32 = 1 << 1;
-/// Volume status bit: a planned stage was left out.
+/// Volume status bit: a planned stage was left out or broken off: what there is of the scan stands.
 pub const VOLUME_DEGRADED: u32 = 1 << 2;
 /// Volume status bit: frames of the scan are missing (see the ranges).
 pub const VOLUME_PARTIAL: u32 = 1 << 3;
@@ -293,12 +311,19 @@ pub struct VolumeHeader {
     pub precision: [u8; 16],
     /// 1 = f32.
     pub value_kind: u32,
-    /// Zero.
-    pub reserved0: u32,
+    /// Iterations planned: once `iteration` has come to it, no better volume of the scan follows. 0 for analytic methods with nothing after
+    /// them.
+    pub iterations_planned: u32,
     /// Missing sequence numbers between `first_sequence` and `last_sequence`.
     pub missing: [SequenceRange; VOLUME_MISSING_RANGES],
+    /// Method that made the volume, a `METHOD_*` number; 0 = not known (daemons of version 1.0).
+    pub method: u32,
+    /// Root of the mean squared difference of the line integrals at that iteration, dimensionless; 0 for analytic methods.
+    pub residual: f32,
+    /// Time that the method took up to this volume, ns; 0 for analytic methods.
+    pub method_ns: u64,
     /// Zero.
-    pub reserved1: [u64; 55],
+    pub reserved1: [u64; 53],
     /// CRC32C of the payload.
     pub payload_crc32c: u32,
     /// CRC32C of bytes 0 to 1019 of this header.
@@ -310,6 +335,7 @@ assert_offsets!(VolumeHeader, size VOLUME_HEADER_BYTES, {
     status: 36, first_sequence: 40, last_sequence: 48, frames_used: 56, iteration: 60, shape: 64, missing_count: 76,
     spacing_mm: 80, origin_mm: 104, mu_water_per_mm: 128, value_scale: 132, last_frame_ns: 136, publish_ns: 144,
     payload_bytes: 152, missing_frames: 160, settings_hash: 168, model_hash: 200, device: 232, provider: 264,
-    precision: 296, value_kind: 312, reserved0: 316, missing: 320, reserved1: 576, payload_crc32c: 1016,
+    precision: 296, value_kind: 312, iterations_planned: 316, missing: 320, method: 576, residual: 580,
+    method_ns: 584, reserved1: 592, payload_crc32c: 1016,
     header_crc32c: 1020,
 });

@@ -42,6 +42,16 @@ pub struct Status {
     pub scan_frames: u64,
     /// Views that the scan announced; 0 = not known.
     pub scan_views: u64,
+    /// `METHOD_*` number; 0 = not known.
+    pub method: u64,
+    /// Iterations done.
+    pub iteration: u64,
+    /// Iterations planned.
+    pub iterations_planned: u64,
+    /// Residual of the line integrals, times 1e9.
+    pub residual_1e9: u64,
+    /// Time that the method has worked, ns.
+    pub method_ns: u64,
 }
 
 /// The part of the status that is read all together: message and missing ranges.
@@ -114,6 +124,11 @@ impl<M: SharedMemory> VolumeSlots<M> {
             last_frame_ns: load(offset_of!(VolumesHeader, last_frame_ns)),
             scan_frames: load(offset_of!(VolumesHeader, scan_frames)),
             scan_views: load(offset_of!(VolumesHeader, scan_views)),
+            method: load(offset_of!(VolumesHeader, method)),
+            iteration: load(offset_of!(VolumesHeader, iteration)),
+            iterations_planned: load(offset_of!(VolumesHeader, iterations_planned)),
+            residual_1e9: load(offset_of!(VolumesHeader, residual_1e9)),
+            method_ns: load(offset_of!(VolumesHeader, method_ns)),
         }
     }
 
@@ -157,6 +172,11 @@ impl<M: SharedMemory> VolumeSlots<M> {
             (offset_of!(VolumesHeader, last_frame_ns), status.last_frame_ns),
             (offset_of!(VolumesHeader, scan_frames), status.scan_frames),
             (offset_of!(VolumesHeader, scan_views), status.scan_views),
+            (offset_of!(VolumesHeader, method), status.method),
+            (offset_of!(VolumesHeader, iteration), status.iteration),
+            (offset_of!(VolumesHeader, iterations_planned), status.iterations_planned),
+            (offset_of!(VolumesHeader, residual_1e9), status.residual_1e9),
+            (offset_of!(VolumesHeader, method_ns), status.method_ns),
         ] {
             self.field(offset).store(value, Ordering::Relaxed);
         }

@@ -105,6 +105,9 @@ pub(super) fn load(arguments: &Arguments) -> Result<Scan, Failure> {
         scan.geometry.views = chosen.iter().map(|&view| scan.geometry.views[view]).collect();
         scan.projections = scan.projections.select(Axis(0), &chosen);
     }
+    if !scan.projections.is_standard_layout() {
+        scan.projections = scan.projections.as_standard_layout().into_owned();
+    }
     Ok(scan)
 }
 

@@ -25,7 +25,7 @@ pub(super) fn check(arguments: &Arguments) -> Result<(), Failure> {
             return refuse(format!("{name}: no volume's name; end it in .nii.gz, .nii or .npy"), exit::USAGE);
         }
     }
-    for path in arguments.output.iter().chain(&arguments.png) {
+    for path in arguments.output.iter().chain(&arguments.png).chain(arguments.trace.file()) {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if !folder.is_dir() {
             return refuse(format!("{}: the folder {} does not exist", path.display(), folder.display()), exit::OUTPUT);
@@ -64,7 +64,12 @@ pub(super) fn write(
         let panel = Panel {
             volume: values.view(),
             spacing_mm: grid.voxel_mm.to_array(),
-            caption: format!("FDK, {} views, {}", scan.geometry.views.len(), arguments.scan.display()),
+            caption: format!(
+                "{}, {} views, {}",
+                arguments.method.title(),
+                scan.geometry.views.len(),
+                arguments.scan.display()
+            ),
         };
         picture::write_slices(path, &panel, window).map_err(output)?;
     }

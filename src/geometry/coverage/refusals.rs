@@ -3,9 +3,8 @@
 
 use std::f64::consts::{PI, TAU};
 
-use glam::DVec3;
-
 use super::{Fan, FanFrame, FieldOfView, MAX_ORBIT_DEVIATION, MAX_PITCH_YAW_RAD, MAX_ROLL_RAD, Orbit, ScanClass, Turn};
+use crate::geometry::sight::Shadow;
 use crate::geometry::{GeometryError, ScanGeometry, VolumeGrid};
 
 /// The turn counts as closed while the largest step stays within this many typical steps: two neighbouring views may miss ...
@@ -167,35 +166,13 @@ pub(super) fn check_shadow(
     warnings: &mut Vec<String>,
 ) -> Result<(), GeometryError> {
     let detector = geometry.detector;
-    let (columns, rows) = (detector.columns as f64, detector.rows as f64);
+    let columns = detector.columns as f64;
     let magnification = orbit.source_to_detector_mm / orbit.source_to_isocenter_mm;
     let size = grid.size_mm();
     for (view, pose) in geometry.views.iter().enumerate() {
-        let (mut low, mut high) = ([f64::INFINITY; 2], [f64::NEG_INFINITY; 2]);
-        for corner in 0..8 {
-            let side = |bit: usize| if corner >> bit & 1 == 1 { 0.5 } else { -0.5 };
-            let point = grid.centre_mm + size * DVec3::new(side(0), side(1), side(2));
-            // A corner at the source's depth throws its shadow to infinity: no statement about this view.
-            let Some((u, v, _)) = pose.project(point) else { return Ok(()) };
-            for (slot, value) in [u, v].into_iter().enumerate() {
-                low[slot] = low[slot].min(value);
-                high[slot] = high[slot].max(value);
-            }
-        }
-        for (axis, (name, count)) in [("columns", columns), ("rows", rows)].into_iter().enumerate() {
-            if high[axis] < -0.5 || low[axis] > count - 0.5 {
-                return impossible(
-                    format!(
-                        "the detector misses the volume: in view {view} its shadow spans {name} {:.1} to {:.1}, the detector has \
-                         {name} 0 to {}",
-                        low[axis],
-                        high[axis],
-                        count - 1.0
-                    ),
-                    "check sign and unit (mm) of the detector's offset (offDetector) and of the volume's (offOrigin)",
-                );
-            }
-        }
+        // A corner at the source's depth throws its shadow to infinity: no statement about this view.
+        let Some(shadow) = Shadow::of(pose, grid) else { return Ok(()) };
+        shadow.check(view, geometry)?;
     }
     let pose = &geometry.views[0];
     let pitch = [pose.column_step_mm.length(), pose.row_step_mm.length()];

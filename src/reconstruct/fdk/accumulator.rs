@@ -6,6 +6,7 @@ use super::{FdkPlan, weights, widen};
 use crate::compute::{Compute, ProjectionWeights};
 use crate::geometry::{ScanGeometry, ViewPose};
 use crate::reconstruct::ReconstructError;
+use crate::reconstruct::memory::zeros;
 
 /// Adds views to a volume as they come. All memory is allocated by [`FdkAccumulator::new`], nothing afterwards.
 #[derive(Debug)]
@@ -23,16 +24,6 @@ pub struct FdkAccumulator {
     added: Vec<bool>,
     views_added: usize,
     angle_added_rad: f64,
-}
-
-/// Zeros, each page written once, or the error that names the buffer.
-fn zeros(buffer: &'static str, floats: usize) -> Result<Vec<f32>, ReconstructError> {
-    let mut memory = Vec::new();
-    memory
-        .try_reserve_exact(floats)
-        .map_err(|_| ReconstructError::Memory { buffer, bytes: floats.saturating_mul(size_of::<f32>()) })?;
-    memory.resize(floats, 0.0);
-    Ok(memory)
 }
 
 impl FdkAccumulator {
@@ -92,11 +83,30 @@ impl FdkAccumulator {
         first: usize,
         line_integrals: &[f32],
     ) -> Result<(), ReconstructError> {
+        self.add_views_at(compute, first, None, line_integrals)
+    }
+
+    /// As [`FdkAccumulator::add_views`], with the poses that the gantry reported for these views in place of the planned ones.
+    ///
+    /// # Errors
+    /// As [`FdkAccumulator::add_views`].
+    pub fn add_views_at(
+        &mut self,
+        compute: &dyn Compute,
+        first: usize,
+        poses: Option<&[ViewPose]>,
+        line_integrals: &[f32],
+    ) -> Result<(), ReconstructError> {
         let pixels = self.plan.detector.pixels();
         for (group, part) in line_integrals.chunks(self.plan.views_per_call * pixels).enumerate() {
-            let start = first + group * self.plan.views_per_call;
-            let views = start..start + part.len().div_ceil(pixels);
+            let before = group * self.plan.views_per_call;
+            let views = first + before..first + before + part.len().div_ceil(pixels);
             self.begin_call(views.clone(), part)?;
+            let reported = poses.and_then(|poses| poses.get(before..before + views.len()));
+            for (index, (planned, pose)) in self.call.views.iter_mut().zip(reported.unwrap_or(&[])).enumerate() {
+                pose.check(views.start + index)?;
+                *planned = widen(pose, self.plan.pad);
+            }
             self.finish_call(compute, views, part)?;
         }
         Ok(())

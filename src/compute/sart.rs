@@ -1,0 +1,60 @@
+//! The element-wise operations of algebraic reconstruction (SART and its kin), beside the projectors of [`super::Compute`].
+
+use super::total_variation::VariationCompute;
+use super::{Compute, ComputeError};
+
+/// The operations of algebraic reconstruction. Implementation: [`super::cpu::CpuCompute`].
+///
+/// Nothing is allocated (nor any scratch needed), and every result is bit-identical for any number of threads.
+pub trait SartCompute: Send + Sync {
+    /// `projections = weights * (measured - projections)`: from the projections of a volume to the weighted residual that is projected
+    /// back. Returns `sum (measured - projections)^2` over the pixels whose weight is not zero.
+    ///
+    /// # Errors
+    /// [`ComputeError::Shape`] where the lengths differ.
+    fn weigh_residual(&self, measured: &[f32], weights: &[f32], projections: &mut [f32]) -> Result<f64, ComputeError>;
+
+    /// `volume += relaxation * correction / column_sums` where a column sum is above `least_sum` (elsewhere no ray of the subset says
+    /// anything), no value below `least` (`f32::NEG_INFINITY` for no bound). Returns the sum of the squared changes.
+    ///
+    /// # Errors
+    /// [`ComputeError::Shape`] where the lengths differ.
+    fn apply_correction(
+        &self,
+        step: &CorrectionStep,
+        correction: &[f32],
+        column_sums: &[f32],
+        volume: &mut [f32],
+    ) -> Result<f64, ComputeError>;
+
+    /// `volume -= step * gradient`, no value below `least`.
+    ///
+    /// # Errors
+    /// [`ComputeError::Shape`] where the lengths differ.
+    fn descend(&self, step: f32, gradient: &[f32], least: f32, volume: &mut [f32]) -> Result<(), ComputeError>;
+
+    /// `sum values^2`.
+    fn squared_norm(&self, values: &[f32]) -> f64;
+
+    /// `sum (first - second)^2`.
+    ///
+    /// # Errors
+    /// [`ComputeError::Shape`] where the lengths differ.
+    fn squared_distance(&self, first: &[f32], second: &[f32]) -> Result<f64, ComputeError>;
+}
+
+/// How [`SartCompute::apply_correction`] steps.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CorrectionStep {
+    /// Factor of the correction.
+    pub relaxation: f32,
+    /// Column sums up to this leave their voxel alone.
+    pub least_sum: f32,
+    /// Lower bound of the volume's values.
+    pub least: f32,
+}
+
+/// Everything that the classical iterative methods ask for; whoever has the parts has it.
+pub trait AlgebraicCompute: Compute + SartCompute + VariationCompute {}
+
+impl<C: Compute + SartCompute + VariationCompute> AlgebraicCompute for C {}

@@ -1,0 +1,352 @@
+//! The run itself.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+use super::views::{Judged, MeasuredViews};
+use super::{Budget, OptimiseError, OptimisePlan, Pace, ScanViews};
+use crate::compute::Operations;
+use crate::reconstruct::{Observer, Outcome as IterativeOutcome, Progress, ReconstructError, StopReason};
+use crate::represent::{Representation, Stage};
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Outcome {
+    /// Iterations done.
+    pub iterations: usize,
+    /// Iterations that the budget came to: what `--iterations` must say to get the same bits.
+    pub planned: usize,
+    /// Iterations that the resulting volume has behind it: fewer than done where the last good or the best one stands; 0 for the start.
+    pub of_iteration: usize,
+    /// Why it ended.
+    pub stopped: StopReason,
+    /// Root of the weighted mean square of the line integrals' differences at the last iteration.
+    pub residual: f64,
+    /// That of an empty volume.
+    pub residual_of_nothing: f64,
+    /// The residual of the rays held back, not weighted, at its best.
+    pub held_back_residual: Option<f64>,
+}
+
+impl Outcome {
+    /// As other iterative methods report it.
+    #[must_use]
+    pub fn iterative(&self) -> IterativeOutcome {
+        let Self { iterations, stopped, residual, residual_of_nothing, held_back_residual, .. } = *self;
+        IterativeOutcome { iterations, stopped, residual, residual_of_nothing, held_back_residual }
+    }
+}
+
+/// All memory of a run.
+pub struct Optimiser {
+    plan: Arc<OptimisePlan>,
+    representation: Box<dyn Representation>,
+    views: MeasuredViews,
+    volume: Vec<f32>,
+    /// The last volume whose residual was found in order.
+    good: Vec<f32>,
+    /// Whether that holds of `volume`.
+    is_good: bool,
+    /// Iterations behind `volume` and `good`.
+    behind: [usize; 2],
+    by_volume: Vec<f32>,
+    best: Vec<f32>,
+}
+
+impl std::fmt::Debug for Optimiser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Optimiser").field("plan", &self.plan).field("name", &self.representation.name()).finish()
+    }
+}
+
+impl Optimiser {
+    /// Takes all memory. The carrier must have been prepared for the plan's workloads and the representation's.
+    ///
+    /// # Errors
+    /// [`ReconstructError::Memory`].
+    pub fn new(plan: Arc<OptimisePlan>, representation: Box<dyn Representation>) -> Result<Self, ReconstructError> {
+        let voxels = plan.grid.len();
+        let best = if plan.settings.hold_back_one_in > 0 { voxels } else { 0 };
+        Ok(Self {
+            views: MeasuredViews::new(Arc::clone(&plan))?,
+            volume: floats("optimise volume", voxels)?,
+            good: floats("optimise last good volume", voxels)?,
+            is_good: false,
+            behind: [0; 2],
+            by_volume: floats("optimise gradient by the volume", voxels)?,
+            best: floats("optimise best volume so far", best)?,
+            plan,
+            representation,
+        })
+    }
+
+    /// The plan.
+    #[must_use]
+    pub fn plan(&self) -> &Arc<OptimisePlan> {
+        &self.plan
+    }
+
+    /// The representation.
+    #[must_use]
+    pub fn representation(&self) -> &dyn Representation {
+        &*self.representation
+    }
+
+    /// The volume last made, 1/mm, `[x][y][z]`.
+    #[must_use]
+    pub fn volume(&self) -> &[f32] {
+        &self.volume
+    }
+
+    /// The volume, without the rest.
+    #[must_use]
+    pub fn into_volume(self) -> Vec<f32> {
+        self.volume
+    }
+
+    /// Takes the scan's line integrals (`[view][row v][column u]`, dimensionless) and works out their weights.
+    ///
+    /// # Errors
+    /// [`ReconstructError::Length`] and [`ReconstructError::NotFinite`].
+    pub fn load(&mut self, line_integrals: &[f32]) -> Result<(), ReconstructError> {
+        self.load_views(&ScanViews::whole(line_integrals))
+    }
+
+    /// As [`Optimiser::load`], of the views that there are, at the poses that they had.
+    ///
+    /// # Errors
+    /// As [`Optimiser::load`], and [`ReconstructError::Geometry`] for a broken pose.
+    pub fn load_views(&mut self, scan: &ScanViews<'_>) -> Result<(), ReconstructError> {
+        self.views.load(scan)
+    }
+
+    /// Brings a volume near what the views say, by [`super::OptimiseSettings::approach_iterations`] steps from `start` (1/mm, `[x][y][z]`; `None`: from nothing), and
+    /// the representation to that volume; or as far as `observer` lets it.
+    ///
+    /// # Errors
+    /// [`OptimiseError`] where the representation refuses that volume or an operation fails.
+    pub fn begin(
+        &mut self,
+        compute: &dyn Operations,
+        start: Option<&[f32]>,
+        observer: &dyn Observer,
+    ) -> Result<(), OptimiseError> {
+        self.clear();
+        if let Some(start) = start {
+            self.good.copy_from_slice(start);
+        }
+        for step in 0..self.plan.settings.approach_iterations {
+            if !self.approach(compute, step, observer)? {
+                break;
+            }
+        }
+        self.begin_representation(compute)?;
+        for step in 0..self.plan.settings.fit_iterations {
+            if observer.interrupts() {
+                break;
+            }
+            self.fit(compute, step)?;
+        }
+        Ok(())
+    }
+
+    /// An empty volume to approach from.
+    pub(super) fn clear(&mut self) {
+        self.good.fill(0.0);
+        (self.is_good, self.behind) = (false, [0; 2]);
+    }
+
+    /// The representation begins with the volume approached.
+    pub(super) fn begin_representation(&mut self, compute: &dyn Operations) -> Result<(), OptimiseError> {
+        Ok(self.representation.begin(compute, &self.plan.grid, &self.good)?)
+    }
+
+    /// One step of the volume itself, down the gradient that the representation will be given, as far as the data's curvature along it
+    /// says, and no value below zero. Returns whether to go on.
+    pub(super) fn approach(
+        &mut self,
+        compute: &dyn Operations,
+        step: usize,
+        observer: &dyn Observer,
+    ) -> Result<bool, OptimiseError> {
+        let Judged::Residual(_) = self.views.gradient(compute, step, &self.good, &mut self.by_volume, observer)? else {
+            return Ok(false);
+        };
+        // What cannot fall below zero is no way to go.
+        for (gradient, value) in self.by_volume.iter_mut().zip(&self.good) {
+            if *value <= 0.0 && *gradient > 0.0 {
+                *gradient = 0.0;
+            }
+        }
+        let square = compute.squared_norm(&self.by_volume);
+        let curvature = self.views.curvature(compute, step, &self.by_volume)?;
+        if !(square > 0.0 && curvature > 0.0) {
+            return Ok(false);
+        }
+        compute.descend((square / curvature) as f32, &self.by_volume, 0.0, &mut self.good)?;
+        Ok(true)
+    }
+
+    /// One step of the representation towards the volume that it begins with.
+    pub(super) fn fit(&mut self, compute: &dyn Operations, step: usize) -> Result<(), OptimiseError> {
+        let (grid, draw) = (&self.plan.grid, Some(step as u64));
+        self.representation.voxelise(compute, grid, draw, &mut self.volume)?;
+        for ((gradient, volume), start) in self.by_volume.iter_mut().zip(&self.volume).zip(&self.good) {
+            *gradient = volume - start;
+        }
+        self.representation.voxelise_backward(compute, grid, draw, &self.by_volume)?;
+        self.representation.step(compute, grid, Stage { share: 0.0, fitting: true })?;
+        Ok(())
+    }
+
+    /// Optimises until the budget is spent or a rule ends it; [`Optimiser::volume`] then holds the result.
+    ///
+    /// # Errors
+    /// [`OptimiseError`] where an operation fails.
+    pub fn run(
+        &mut self,
+        compute: &dyn Operations,
+        budget: Budget,
+        observer: &mut dyn Observer,
+    ) -> Result<Outcome, OptimiseError> {
+        let mut pace = Pace::new(budget);
+        let round = self.plan.round();
+        let (mut residual, mut done) = (f64::NAN, 0);
+        let mut stopped = StopReason::Iterations;
+        // Best residual of the rays held back, and when it was.
+        let mut best: Option<(f64, usize)> = None;
+        self.views.held_back = (0.0, 0);
+        while pace.iterations().is_none_or(|count| done < count) {
+            let began = Instant::now();
+            match self.iterate(compute, done, pace.share(done), observer)? {
+                Judged::Residual(of_its_volume) => residual = of_its_volume,
+                Judged::Interrupted => {
+                    stopped = StopReason::Interrupted;
+                    break;
+                }
+                Judged::Diverged(of_its_volume) => {
+                    residual = of_its_volume;
+                    stopped = StopReason::Diverged;
+                    break;
+                }
+            }
+            done += 1;
+            pace.took(began.elapsed(), Instant::now());
+            if done.is_multiple_of(round) && self.views.held_back.1 > 0 {
+                let (sum, rays) = std::mem::take(&mut self.views.held_back);
+                let now = (sum / rays as f64).sqrt();
+                match best {
+                    Some((least, at)) if now >= least => {
+                        let patience = pace.iterations().map(|count| self.plan.settings.patience * count as f64);
+                        if patience.is_some_and(|patience| patience > 0.0 && (done - at) as f64 > patience) {
+                            stopped = StopReason::HeldBack;
+                        }
+                    }
+                    _ => {
+                        best = Some((now, done));
+                        // The volume of this iteration's beginning: what was judged.
+                        self.best.copy_from_slice(&self.volume);
+                    }
+                }
+            }
+            let volume = if observer.wants_volume(done) {
+                if !self.voxelise(compute)? {
+                    stopped = StopReason::Diverged;
+                    break;
+                }
+                Some(&*self.volume)
+            } else {
+                None
+            };
+            let iterations = pace.iterations().unwrap_or(done);
+            observer.observe(&Progress { iteration: done, iterations, residual, volume });
+            if stopped != StopReason::Iterations {
+                break;
+            }
+        }
+        let mut of_iteration = done;
+        match stopped {
+            StopReason::HeldBack => {
+                self.volume.copy_from_slice(&self.best);
+                // What was judged is the volume of the iteration's beginning.
+                of_iteration = best.map_or(done, |(_, at)| at - 1);
+            }
+            StopReason::Diverged | StopReason::Interrupted => of_iteration = self.take_good(),
+            _ => {
+                if !self.voxelise(compute)? {
+                    stopped = StopReason::Diverged;
+                    of_iteration = self.take_good();
+                }
+            }
+        }
+        Ok(Outcome {
+            iterations: done,
+            planned: pace.iterations().unwrap_or(done),
+            of_iteration,
+            stopped,
+            residual,
+            residual_of_nothing: self.views.residual_of_nothing(),
+            held_back_residual: best.map(|(least, _)| least),
+        })
+    }
+
+    /// The representation as it is now; whether it is a volume at all. It may still be no good: only its residual tells.
+    pub(super) fn voxelise(&mut self, compute: &dyn Operations) -> Result<bool, OptimiseError> {
+        self.keep_good();
+        self.representation.voxelise(compute, &self.plan.grid, None, &mut self.volume)?;
+        // Not one NaN or infinity: only then all values times 0 add up to 0.
+        Ok(self.volume.par_chunks(1 << 16).all(|part| part.iter().map(|value| value * 0.0).sum::<f32>() == 0.0))
+    }
+
+    /// `volume` is about to be overwritten: if it is good, it is kept.
+    fn keep_good(&mut self) {
+        if std::mem::take(&mut self.is_good) {
+            std::mem::swap(&mut self.volume, &mut self.good);
+            self.behind.swap(0, 1);
+        }
+    }
+
+    /// Makes the last good volume the result; returns the iterations behind it.
+    fn take_good(&mut self) -> usize {
+        if !self.is_good {
+            std::mem::swap(&mut self.volume, &mut self.good);
+            self.behind.swap(0, 1);
+        }
+        self.is_good = true;
+        self.behind[0]
+    }
+
+    /// One iteration; the residual is that of the volume before its step.
+    pub(super) fn iterate(
+        &mut self,
+        compute: &dyn Operations,
+        iteration: usize,
+        share: f32,
+        observer: &dyn Observer,
+    ) -> Result<Judged, OptimiseError> {
+        if observer.interrupts() {
+            return Ok(Judged::Interrupted);
+        }
+        self.keep_good();
+        let grid = &self.plan.grid;
+        let draw = Some((self.plan.settings.fit_iterations + iteration) as u64);
+        self.representation.voxelise(compute, grid, draw, &mut self.volume)?;
+        let judged = self.views.gradient(compute, iteration, &self.volume, &mut self.by_volume, observer)?;
+        if let Judged::Residual(_) = judged {
+            (self.is_good, self.behind[0]) = (true, iteration);
+            self.representation.voxelise_backward(compute, grid, draw, &self.by_volume)?;
+            self.representation.step(compute, grid, Stage { share, fitting: false })?;
+        }
+        Ok(judged)
+    }
+}
+
+/// Memory for so many floats.
+pub(super) fn floats(buffer: &'static str, count: usize) -> Result<Vec<f32>, ReconstructError> {
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(count).map_err(|_| ReconstructError::Memory { buffer, bytes: count * size_of::<f32>() })?;
+    vec.resize(count, 0.0f32);
+    Ok(vec)
+}

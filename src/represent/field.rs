@@ -1,0 +1,239 @@
+//! A neural field (NAF's representation, on a hash grid after Müller et al. 2022): parameters, first values, steps of Adam.
+//!
+//! What the field is stands in [`crate::compute::field`]. Here are its memory, its first parameters ([`Field::reset`]), a warm start from a volume
+//! ([`fit`]) and the drawing of rays ([`draw`]). All memory is taken by [`Field::new`]; nothing here allocates after it.
+//!
+//! **Entries without a gradient** still move by Adam's first moment, which fades in some ten steps, and their second moment fades in some
+//! thousand. With values on a whole grid every entry that a voxel reads has a gradient in every step; only with few random rays a step do
+//! entries pause.
+
+#![forbid(unsafe_code)]
+
+pub mod draw;
+mod drive;
+pub mod fit;
+
+pub use drive::{FieldPlan, FieldRepresentation};
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::compute::ComputeError;
+use crate::compute::field::{FieldGradients, FieldLayout, FieldParameters, FieldShape};
+use crate::compute::gaussians::{AdamStep, GaussianCompute};
+use crate::error::{Classed, ErrorClass};
+use crate::geometry::VolumeGrid;
+
+/// Why a field cannot be made or filled.
+#[derive(Debug, thiserror::Error)]
+pub enum FieldError {
+    /// A setting that cannot work.
+    #[error("field: {field} = {value}: {requirement}")]
+    Setting {
+        /// Name of the setting.
+        field: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it must satisfy.
+        requirement: &'static str,
+    },
+    /// A buffer has another length than it needs.
+    #[error("field: `{buffer}` holds {given} values, but {needed} are needed")]
+    Length {
+        /// Which.
+        buffer: &'static str,
+        /// Its length.
+        given: usize,
+        /// The length needed.
+        needed: usize,
+    },
+    /// The memory is not to be had.
+    #[error("field: {bytes} bytes for the parameters are not to be had; use fewer levels or a smaller table")]
+    Memory {
+        /// Bytes they need.
+        bytes: usize,
+    },
+    /// The shape does not work, or an operation refused.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
+}
+
+impl Classed for FieldError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Compute(error) => error.class(),
+            _ => ErrorClass::Stop,
+        }
+    }
+}
+
+/// Learning rates of one step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FieldRates {
+    /// Of the tables.
+    pub tables: f32,
+    /// Of the network's weights and biases.
+    pub network: f32,
+    /// Added to the root of Adam's second moments (see [`AdamStep::epsilon`]).
+    pub epsilon: f32,
+}
+
+/// Parameters of a field, their gradients and Adam's moments.
+#[derive(Debug)]
+pub struct Field {
+    layout: FieldLayout,
+    /// Tables, then the network.
+    parameters: Vec<f32>,
+    gradients: Vec<f32>,
+    first: Vec<f32>,
+    second: Vec<f32>,
+    level_weights: Vec<f32>,
+    /// Floats of the tables.
+    tables: usize,
+}
+
+impl Field {
+    /// A field over the box of `grid`, all memory with it; begins as by [`Field::reset`] with seed 0 at a tenth of the density's unit.
+    ///
+    /// # Errors
+    /// [`FieldError::Compute`] for a shape or box that cannot work, [`FieldError::Memory`] where there is none.
+    pub fn new(shape: &FieldShape, grid: &VolumeGrid) -> Result<Self, FieldError> {
+        let layout = FieldLayout::new(shape, grid)?;
+        let tables = layout.tables_len();
+        let len = tables + layout.network_len();
+        let floats = || {
+            let mut vec = Vec::new();
+            vec.try_reserve_exact(len).map_err(|_| FieldError::Memory { bytes: Self::bytes_of(&layout) })?;
+            vec.resize(len, 0.0f32);
+            Ok::<_, FieldError>(vec)
+        };
+        let (parameters, gradients, first, second) = (floats()?, floats()?, floats()?, floats()?);
+        let level_weights = vec![1.0; shape.levels];
+        let mut field = Self { layout, parameters, gradients, first, second, level_weights, tables };
+        field.reset(0, 0.1 * shape.density_unit_per_mm)?;
+        Ok(field)
+    }
+
+    /// Bytes that [`Field::new`] takes; `plan` lists them.
+    ///
+    /// # Errors
+    /// [`FieldError::Compute`] for a shape or box that cannot work.
+    pub fn bytes(shape: &FieldShape, grid: &VolumeGrid) -> Result<usize, FieldError> {
+        Ok(Self::bytes_of(&FieldLayout::new(shape, grid)?))
+    }
+
+    fn bytes_of(layout: &FieldLayout) -> usize {
+        16 * (layout.tables_len() + layout.network_len()) + 4 * layout.levels().len()
+    }
+
+    /// Sets all parameters to their first values and forgets Adam's moments: features evenly within ±1e-4, weights evenly within
+    /// `sqrt(6 / inputs)` (He et al. 2015) but the last layer's within `sqrt(3 / inputs)`, biases zero but the last, which makes the field
+    /// about `density_per_mm` everywhere.
+    ///
+    /// # Errors
+    /// [`FieldError::Setting`] where the density is not finite and positive.
+    pub fn reset(&mut self, seed: u64, density_per_mm: f32) -> Result<(), FieldError> {
+        if !(density_per_mm > 0.0 && density_per_mm.is_finite()) {
+            return Err(FieldError::Setting {
+                field: "density_per_mm",
+                value: f64::from(density_per_mm),
+                requirement: "must be finite and > 0",
+            });
+        }
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let (tables, network) = self.parameters.split_at_mut(self.tables);
+        tables.iter_mut().for_each(|feature| *feature = random.random_range(-1e-4..1e-4));
+        let hidden = self.layout.shape().hidden_layers;
+        for index in 0..=hidden {
+            let layer = self.layout.layer(index);
+            let gain = if index == hidden { 3.0f32 } else { 6.0 };
+            let most = (gain / layer.inputs as f32).sqrt();
+            let (weights, biases) = network[layer.first..].split_at_mut(layer.inputs * layer.outputs);
+            weights.iter_mut().for_each(|weight| *weight = random.random_range(-most..most));
+            biases[..layer.outputs].fill(0.0);
+        }
+        let bias = self.layout.layer(hidden).biases();
+        // The inverse of softplus.
+        let value = (density_per_mm / self.layout.shape().density_unit_per_mm).max(1e-9);
+        network[bias] = value + (-(-value).exp_m1()).ln();
+        self.first.fill(0.0);
+        self.second.fill(0.0);
+        Ok(())
+    }
+
+    /// Sizes and box.
+    #[must_use]
+    pub fn layout(&self) -> &FieldLayout {
+        &self.layout
+    }
+
+    /// The field as the operations read it.
+    #[must_use]
+    pub fn parameters(&self) -> FieldParameters<'_> {
+        let (tables, network) = self.parameters.split_at(self.tables);
+        FieldParameters { layout: &self.layout, tables, network, level_weights: &self.level_weights }
+    }
+
+    /// The field and its gradients, for the backward operations.
+    pub fn parameters_and_gradients(&mut self) -> (FieldParameters<'_>, FieldGradients<'_>) {
+        let (tables, network) = self.parameters.split_at(self.tables);
+        let field = FieldParameters { layout: &self.layout, tables, network, level_weights: &self.level_weights };
+        let (tables, network) = self.gradients.split_at_mut(self.tables);
+        (field, FieldGradients { tables, network })
+    }
+
+    /// Sets each level's weight: coarse to fine, levels of weight 0 take no part and cost nothing.
+    ///
+    /// # Errors
+    /// [`FieldError::Length`] for another number than there are levels, [`FieldError::Setting`] for a weight that is not finite.
+    pub fn set_level_weights(&mut self, weights: &[f32]) -> Result<(), FieldError> {
+        if weights.len() != self.level_weights.len() {
+            return Err(FieldError::Length {
+                buffer: "level weights",
+                given: weights.len(),
+                needed: self.level_weights.len(),
+            });
+        }
+        if let Some(&value) = weights.iter().find(|weight| !weight.is_finite()) {
+            return Err(FieldError::Setting {
+                field: "level weight",
+                value: f64::from(value),
+                requirement: "must be finite",
+            });
+        }
+        self.level_weights.copy_from_slice(weights);
+        Ok(())
+    }
+
+    /// Sets the gradients to 0.
+    pub fn begin_step(&mut self) {
+        self.gradients.fill(0.0);
+    }
+
+    /// One step of Adam along the gradients; `step` counts from 1.
+    ///
+    /// # Errors
+    /// As the operation; none with the lengths used here.
+    pub fn step(
+        &mut self,
+        compute: &(impl GaussianCompute + ?Sized),
+        rates: &FieldRates,
+        step: u32,
+    ) -> Result<(), ComputeError> {
+        let Self { parameters, gradients, first, second, tables, .. } = self;
+        let (tables, all) = (*tables, parameters.len());
+        for (part, rate) in [(0..tables, rates.tables), (tables..all, rates.network)] {
+            compute.adam_step(
+                &AdamStep { epsilon: rates.epsilon, ..AdamStep::new(rate, step) },
+                &mut parameters[part.clone()],
+                &gradients[part.clone()],
+                &mut first[part.clone()],
+                &mut second[part],
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
