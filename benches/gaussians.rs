@@ -1,24 +1,27 @@
-//! Speed of the Gaussian operations against the machine's floor, and how it grows with Gaussians, pixels and views.
+//! Speed of the Gaussian operations against the machine's floor, and how it grows with Gaussians, pixels, views and voxels.
 //!
 //! `cargo bench --bench gaussians [-- FILTER]`. Each line: medians of five of one call, wall clock and processor time of all threads; pairs of Gaussian and pixel (voxel) within the cut-off a
-//! second of processor time, and that time over the floor. The floor is what the lane operations named at the head of each operation take on two vector
-//! units if every lane were in use, at the clock that a chain of dependent multiplications shows at the start.
+//! second of processor time, and that time over the floor: what the lane operations named at the head of each operation take if every lane were in
+//! use, at the rate of multiply-adds that one core shows in the same run.
 
 #![allow(missing_docs, clippy::unwrap_used)]
+
+mod floor;
 
 use std::time::Instant;
 
 use diffnr::compute::cpu::{CpuCompute, SimdLevel};
 use diffnr::compute::gaussians::{AdamStep, GaussianCompute, GaussianGradients, GaussianSet, GaussianWorkload};
 use diffnr::geometry::{CircularOrbit, Detector, ScanGeometry, VolumeGrid};
+use floor::Floor;
 use glam::DVec3;
 use rand::{RngExt, SeedableRng};
 
 /// Lane operations an evaluation (see the heads of the operations' files).
-const PROJECT: f64 = 30.0;
+const PROJECT: f64 = 31.0;
 const PROJECT_BACKWARD: f64 = 47.0;
-const VOXELISE: f64 = 19.0;
-const VOXELISE_BACKWARD: f64 = 33.0;
+const VOXELISE: f64 = 9.0;
+const VOXELISE_BACKWARD: f64 = 21.0;
 
 /// Processor time of all threads: what a call costs on a machine that others use as well.
 fn processor_seconds() -> f64 {
@@ -39,19 +42,6 @@ fn medians(mut f: impl FnMut()) -> [f64; 2] {
         five.sort_by(f64::total_cmp);
         five[2]
     })
-}
-
-/// Clock in GHz: a chain of multiplications (three periods on every x86 since 2008), each of which waits for the one before.
-fn clock_ghz() -> f64 {
-    let [_, seconds] = medians(|| {
-        let mut x = std::hint::black_box(3u64);
-        for _ in 0..20_000_000u32 {
-            x = (x ^ (x >> 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        }
-        std::hint::black_box(x);
-    });
-    // Shift, exclusive or and multiplication take 1, 1 and 3 periods.
-    5.0 * 0.02 / seconds
 }
 
 struct Case {
@@ -113,7 +103,7 @@ impl Case {
         }
     }
 
-    fn run(&self, name: &str, threads: usize, simd: SimdLevel, ghz: f64) {
+    fn run(&self, name: &str, threads: usize, simd: SimdLevel) {
         let n = self.arrays[0].len();
         let (detector, views, set) = (self.geometry.detector, self.geometry.views.len(), self.set());
         let mut cpu = CpuCompute::with_simd(threads, simd).unwrap();
@@ -137,16 +127,12 @@ impl Case {
             view_norm,
         };
         let pixels = CpuCompute::gaussian_pixel_evaluations(&self.geometry, &set) as f64;
-        let voxels = CpuCompute::gaussian_voxel_evaluations(&self.grid, &set) as f64;
-        let lanes = match simd {
-            SimdLevel::Avx512 => 16.0,
-            SimdLevel::Avx2 => 8.0,
-            SimdLevel::Plain => 1.0,
-        };
+        let voxel_pairs = CpuCompute::gaussian_voxel_evaluations(&self.grid, &set) as f64;
+        let core = Floor::measure(simd, 1);
         let report = |operation: &str, [wall, processor]: [f64; 2], evaluations: f64, operations: f64| {
-            let floor = evaluations * operations / (2.0 * lanes * ghz * 1e9);
+            let floor = core.seconds(evaluations * operations, 0.0);
             println!(
-                "{name:9} {n:6} x {m:3}^2 x {views:2} {simd:8} {threads} {operation:18} {:8.2} ms wall {:8.2} ms processor {:6.1} e6 pairs \
+                "{name:9} {n:6} x {m:3}^2 x {views:2}, {voxels:3}^3 {simd:8} {threads} {operation:18} {:8.2} ms wall {:8.2} ms processor {:6.1} e6 pairs \
                  {:6.3} e9/s/core {:5.1} x floor",
                 1e3 * wall,
                 1e3 * processor,
@@ -154,6 +140,7 @@ impl Case {
                 1e-9 * evaluations / processor,
                 processor / floor,
                 m = detector.columns,
+                voxels = self.grid.voxels[0],
             );
         };
         let seconds = medians(|| cpu.gaussian_project(&self.geometry, &set, &mut projections).unwrap());
@@ -163,11 +150,11 @@ impl Case {
         });
         report("project_backward", seconds, pixels, PROJECT_BACKWARD);
         let seconds = medians(|| cpu.gaussian_voxelise(&self.grid, &set, &mut volume).unwrap());
-        report("voxelise", seconds, voxels, VOXELISE);
+        report("voxelise", seconds, voxel_pairs, VOXELISE);
         let seconds = medians(|| {
             cpu.gaussian_voxelise_backward(&self.grid, &set, &volume, &mut gradients).unwrap();
         });
-        report("voxelise_backward", seconds, voxels, VOXELISE_BACKWARD);
+        report("voxelise_backward", seconds, voxel_pairs, VOXELISE_BACKWARD);
     }
 }
 
@@ -188,12 +175,10 @@ fn adam(threads: usize) {
 
 fn main() {
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with("--")).unwrap_or_default();
-    let ghz = std::env::var("DIFFNR_CLOCK_GHZ").ok().and_then(|text| text.parse().ok()).unwrap_or_else(clock_ghz);
-    println!("clock {ghz:.2} GHz (DIFFNR_CLOCK_GHZ overrides)");
     let best = SimdLevel::detect();
     let run = |name: &str, n, m, views, voxels, threads, simd| {
         if name.contains(&filter) {
-            Case::new(n, m, views, voxels, name == "shuffled").run(name, threads, simd, ghz);
+            Case::new(n, m, views, voxels, name == "shuffled").run(name, threads, simd);
         }
     };
     for simd in SimdLevel::available() {
@@ -209,6 +194,9 @@ fn main() {
     }
     for views in [1, 4, 16] {
         run("views", 50_000, 128, views, 64, 2, best);
+    }
+    for voxels in [64, 128, 256] {
+        run("voxels", 50_000, 64, 1, voxels, 2, best);
     }
     if "adam".contains(&filter) {
         (1..=2).for_each(adam);

@@ -1,16 +1,19 @@
 //! Speed of the losses against the machine's floor.
 //!
 //! `cargo bench --bench losses [-- FILTER]`. Each line: medians of five, wall clock and processor time of all threads, and the processor time over the floor:
-//! the lane operations named at the heads of `loss_window.rs` and `loss_volume.rs` on two vector units at the clock that a chain of dependent
-//! instructions shows.
+//! the lane operations named at the heads of `loss_window.rs` and `loss_image.rs` at the rate of multiply-adds that one core shows in the same
+//! run, or the bytes at the rate of copying.
 
 #![allow(missing_docs, clippy::unwrap_used)]
+
+mod floor;
 
 use std::time::Instant;
 
 use diffnr::compute::cpu::{CpuCompute, SimdLevel};
 use diffnr::compute::losses::{ImageLoss, LossCompute, LossWorkload, VolumeSsimLoss};
 use diffnr::geometry::Detector;
+use floor::Floor;
 
 /// Lane operations a pixel of a plane.
 const PLANE: f64 = 196.0;
@@ -36,31 +39,11 @@ fn medians(mut f: impl FnMut()) -> [f64; 2] {
     })
 }
 
-/// Clock in GHz: shift, exclusive or and multiplication, each waiting for the one before, take 1, 1 and 3 periods.
-fn clock_ghz() -> f64 {
-    let [_, seconds] = medians(|| {
-        let mut x = std::hint::black_box(3u64);
-        for _ in 0..20_000_000u32 {
-            x = (x ^ (x >> 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        }
-        std::hint::black_box(x);
-    });
-    5.0 * 0.02 / seconds
-}
-
-fn lanes(simd: SimdLevel) -> f64 {
-    match simd {
-        SimdLevel::Avx512 => 16.0,
-        SimdLevel::Avx2 => 8.0,
-        SimdLevel::Plain => 1.0,
-    }
-}
-
 fn wave(n: usize, phase: f32) -> Vec<f32> {
     (0..n).map(|k| 0.02 * (1.0 + (k as f32 * 0.013 + phase).sin())).collect()
 }
 
-fn volume(edge: usize, threads: usize, simd: SimdLevel, ghz: f64) {
+fn volume(edge: usize, threads: usize, simd: SimdLevel) {
     let (voxels, n) = ([edge; 3], edge.pow(3));
     let mut cpu = CpuCompute::with_simd(threads, simd).unwrap();
     cpu.prepare_losses(&LossWorkload { voxels, ..LossWorkload::default() }).unwrap();
@@ -69,7 +52,8 @@ fn volume(edge: usize, threads: usize, simd: SimdLevel, ghz: f64) {
     let [wall, processor] = medians(|| {
         cpu.volume_ssim_loss(voxels, &settings, &a, &b, &mut by).unwrap();
     });
-    let floor = 3.0 * n as f64 * PLANE / (2.0 * lanes(simd) * ghz * 1e9);
+    // Three times both volumes and the gradient, there and back; two more readings to check and to find empty slices.
+    let floor = Floor::measure(simd, 1).seconds(3.0 * PLANE * n as f64, (3.0 * 16.0 + 12.0) * n as f64);
     println!(
         "volume {edge:3}^3 {simd:8} {threads}: {:8.2} ms wall {:8.2} ms processor, floor {:8.2} ms processor, {:4.1} x floor",
         1e3 * wall,
@@ -79,7 +63,7 @@ fn volume(edge: usize, threads: usize, simd: SimdLevel, ghz: f64) {
     );
 }
 
-fn images(edge: usize, views: usize, dissimilarity: f32, threads: usize, ghz: f64) {
+fn images(edge: usize, views: usize, dissimilarity: f32, threads: usize) {
     let (detector, n) = (Detector { columns: edge, rows: edge }, views * edge * edge);
     let mut cpu = CpuCompute::new(threads).unwrap();
     cpu.prepare_losses(&LossWorkload { columns: edge, rows: edge, views_per_call: views, voxels: [0; 3] }).unwrap();
@@ -89,7 +73,7 @@ fn images(edge: usize, views: usize, dissimilarity: f32, threads: usize, ghz: f6
         cpu.image_loss(detector, &settings, &p, &m, None, &mut by).unwrap();
     });
     let operations = if dissimilarity > 0.0 { PLANE } else { 0.0 } + 10.0;
-    let floor = n as f64 * operations / (2.0 * lanes(cpu.simd()) * ghz * 1e9);
+    let floor = Floor::measure(cpu.simd(), 1).seconds(operations * n as f64, 0.0);
     println!(
         "images {edge:3}^2 x {views:2}, similarity {}, {threads}: {:7.3} ms wall {:7.3} ms processor, floor {:7.3} ms processor, {:4.1} x floor",
         if dissimilarity > 0.0 { "on " } else { "off" },
@@ -102,20 +86,18 @@ fn images(edge: usize, views: usize, dissimilarity: f32, threads: usize, ghz: f6
 
 fn main() {
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with("--")).unwrap_or_default();
-    let ghz = std::env::var("DIFFNR_CLOCK_GHZ").ok().and_then(|text| text.parse().ok()).unwrap_or_else(clock_ghz);
-    println!("clock {ghz:.2} GHz (DIFFNR_CLOCK_GHZ overrides)");
     if "volume".contains(&filter) {
         for simd in SimdLevel::available().filter(|&simd| simd != SimdLevel::Plain) {
-            volume(128, 1, simd, ghz);
+            volume(128, 1, simd);
         }
         for edge in [64, 128, 256] {
-            volume(edge, 2, SimdLevel::detect(), ghz);
+            volume(edge, 2, SimdLevel::detect());
         }
     }
     if "images".contains(&filter) {
         for (edge, views) in [(128, 1), (128, 4), (256, 4), (512, 2)] {
-            images(edge, views, 0.0, 2, ghz);
-            images(edge, views, 0.25, 2, ghz);
+            images(edge, views, 0.0, 2);
+            images(edge, views, 0.25, 2);
         }
     }
 }

@@ -25,7 +25,9 @@ use super::gaussian_voxel::VoxelFootprint;
 const LANES: usize = 16;
 /// Room for columns.
 const ROOM: usize = 32;
-/// Most registers of a plane's rows.
+/// Most rows of a column: the errors of its steps add up.
+const BAND: usize = 16;
+/// Most registers of a plane's rows: no more than the lanes of any level that steps.
 pub(super) const MOST_REGISTERS: usize = 8;
 
 /// `2^-y` at the cut-off.
@@ -61,16 +63,18 @@ pub(super) struct Column {
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(super) struct Columns {
-    /// How the ratio grows along a register, and from a register to the next.
+    /// How the ratio grows along a register, and from the first register to each.
     along: [f32; LANES],
-    jump: f32,
+    jumps: [f32; LANES],
     list: [Column; ROOM],
     planes: Planes,
     count: usize,
     /// The plane whose first voxel the columns count from.
     pub(super) plane: usize,
-    /// Where to go on.
+    /// Where to go on: planes, the band of their rows, the first one's lane.
     next: Range<usize>,
+    band: usize,
+    lane: usize,
 }
 
 /// What the columns of a plane have in common, for a register of planes at once.
@@ -105,9 +109,15 @@ unsafe fn power_of_sum<W: Wide>(a: W::V, b: W::V, c: W::V) -> W::V {
 }
 
 impl Planes {
-    /// Planes from `first` on.
+    /// Planes from `first` on, the given band of their rows; whether one has further rows.
     #[inline(always)]
-    unsafe fn fill<W: Wide>(&mut self, footprint: &VoxelFootprint, first: usize, [rows, row]: [usize; 2]) {
+    unsafe fn fill<W: Wide>(
+        &mut self,
+        footprint: &VoxelFootprint,
+        first: usize,
+        band: usize,
+        [rows, row]: [usize; 2],
+    ) -> bool {
         let VoxelFootprint { kx, ky, kz, my, zx, zy, voxel, fraction, .. } = *footprint;
         // SAFETY: the caller's; a register is no wider than the arrays.
         unsafe {
@@ -129,8 +139,10 @@ impl Planes {
             let low = W::max(W::ceil(W::sub(middle_z, half_z)), W::splat(voxel_0));
             let high = W::min(W::floor(W::add(middle_z, half_z)), W::splat(voxel_0 + (row - 1) as f32));
             let length = W::add(W::sub(high, low), W::splat(1.0));
+            let first = W::add(first, W::splat((band * BAND) as f32));
             let count = W::max(W::add(W::sub(last, first), W::splat(1.0)), zero);
-            let count = W::below(W::splat(0.5), length, count);
+            let left = W::below(W::splat(0.5), length, count);
+            let count = W::min(left, W::splat(BAND as f32));
             // About the ellipse's middle, so that no voxel lies farther off than need be, and within the row.
             let registers = W::ceil(W::mul(length, W::splat(1.0 / W::N as f32)));
             let floats = W::mul(registers, W::splat(W::N as f32));
@@ -150,6 +162,7 @@ impl Planes {
             W::store_whole(self.rows.as_mut_ptr(), count);
             W::store_whole(self.start.as_mut_ptr(), W::sub(start, W::splat(voxel_0)));
             W::store_whole(self.registers.as_mut_ptr(), registers);
+            W::count(W::ordered(W::splat((BAND + 1) as f32), left, W::N)) > 0
         }
     }
 }
@@ -169,7 +182,17 @@ impl Columns {
             start: zero,
             registers: zero,
         };
-        Self { along: none, jump: 1.0, list: [column; ROOM], planes, count: 0, plane: 0, next: 0..0 }
+        Self {
+            along: none,
+            jumps: none,
+            list: [column; ROOM],
+            planes,
+            count: 0,
+            plane: 0,
+            next: 0..0,
+            band: 0,
+            lane: 0,
+        }
     };
 
     /// To begin with `planes` of a footprint.
@@ -178,14 +201,15 @@ impl Columns {
     /// As [`Wide`].
     #[inline(always)]
     pub(super) unsafe fn begin<W: Wide>(&mut self, footprint: &VoxelFootprint, planes: Range<usize>) {
-        self.next = planes;
+        (self.next, self.band, self.lane) = (planes, 0, 0);
         // SAFETY: the caller's.
         unsafe {
             let slope = W::splat(2.0 * footprint.kz * footprint.zy);
             let along = power_of_sum::<W>(slope, W::ramp(), W::splat(0.0));
             W::store(self.along.as_mut_ptr(), along);
+            let jump = W::splat(2.0 * footprint.kz * footprint.zy * W::N as f32);
+            W::store(self.jumps.as_mut_ptr(), power_of_sum::<W>(jump, W::ramp(), W::splat(0.0)));
         }
-        self.jump = self.along[W::N - 1] * self.along[1 % W::N];
     }
 
     /// The columns that are listed.
@@ -205,18 +229,18 @@ impl Columns {
         while self.next.start < self.next.end {
             let first = self.next.start;
             // SAFETY: the caller's.
-            unsafe { self.planes.fill::<W>(footprint, first, [rows, row]) };
+            let more = unsafe { self.planes.fill::<W>(footprint, first, self.band, [rows, row]) };
             let planes = &self.planes;
-            for k in 0..W::N.min(self.next.end - first) {
+            for k in self.lane..W::N.min(self.next.end - first) {
                 if planes.rows[k] > 0 {
                     let offset = (first + k - self.plane) * rows * row;
                     let registers = (planes.registers[k] as usize).min(MOST_REGISTERS);
                     // 32 bits count from the list's first plane.
                     if self.count + registers > ROOM || offset > 1 << 31 {
+                        self.lane = k;
                         return true;
                     }
                     let at = offset + planes.first[k] as usize * row + planes.start[k] as usize;
-                    let mut ratio = planes.ratio[k];
                     for register in 0..registers {
                         let to = &mut self.list[self.count];
                         to.f = planes.f[k] + (register * W::N) as f32;
@@ -226,14 +250,18 @@ impl Columns {
                             let minus_y = W::fma(W::mul(W::splat(-footprint.kz), f), f, W::splat(planes.minus_y0[k]));
                             W::store(to.power.as_mut_ptr(), W::fine_power(minus_y));
                         }
-                        to.ratio = ratio;
-                        ratio *= self.jump;
+                        to.ratio = planes.ratio[k] * self.jumps[register];
                         (to.x, to.e) = (planes.x[k], planes.e[k]);
                         (to.at, to.rows) = ((at + register * W::N) as u32, planes.rows[k] as u32);
                         self.count += 1;
                     }
                 }
-                self.next.start += 1;
+            }
+            self.lane = 0;
+            if more {
+                self.band += 1;
+            } else {
+                (self.next.start, self.band) = (self.next.end.min(first + W::N), 0);
             }
         }
         self.count > 0

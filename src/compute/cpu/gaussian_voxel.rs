@@ -166,9 +166,7 @@ fn bend(row: usize, lanes: usize, [ky, kz, zy]: [f64; 3], centre: f64, reach: f6
     let beside = if middle { 0.5 * window } else { window };
     let farthest = beside + 1.5 + zy.abs() * half_y;
     let change = 2.0 * (ky + kz * zy * zy);
-    // Errors grow with the rows stepped through.
     let usable = lanes > 1
-        && 2.0 * half_y <= 64.0
         && window <= row.min(MOST_REGISTERS * lanes) as f64
         && kz * farthest * farthest <= 100.0
         && 2.0 * kz * zy.abs() * window <= 100.0
