@@ -23,8 +23,8 @@ pub use handover::{Handover, LastVolume, ScanStore};
 pub use scan::{ScanState, ScanSummary};
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use firmware_bridge::clock::monotonic_ns;

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::weights::{is_held_back, weight};
 use super::{Budget, OptimiseError, OptimisePlan, Pace, ScanViews};
-use crate::compute::Operations;
+use crate::compute::{ComputeError, Operations};
 use crate::compute::losses::ImageLoss;
 use crate::compute::total_variation::TotalVariation;
 use crate::geometry::ScanGeometry;
@@ -242,7 +242,12 @@ impl Optimiser {
         self.held_back = (0.0, 0);
         while pace.iterations().is_none_or(|count| done < count) {
             let began = Instant::now();
-            match self.iterate(compute, done, pace.share(done), observer)? {
+            let iterated = match self.iterate(compute, done, pace.share(done), observer) {
+                // An operation refuses parameters or projections that are no numbers.
+                Err(error) if is_of_a_value(&error) => Iterated::Diverged(f64::NAN),
+                iterated => iterated?,
+            };
+            match iterated {
                 Iterated::Done(of_its_volume) => residual = of_its_volume,
                 Iterated::Interrupted => {
                     stopped = StopReason::Interrupted;
@@ -316,7 +321,10 @@ impl Optimiser {
     /// The representation as it is now; whether it is a volume at all. It may still be no good: only its residual tells.
     fn voxelise(&mut self, compute: &dyn Operations) -> Result<bool, OptimiseError> {
         self.keep_good();
-        self.representation.voxelise(compute, &self.plan.grid, None, &mut self.volume)?;
+        match self.representation.voxelise(compute, &self.plan.grid, None, &mut self.volume) {
+            Err(ComputeError::Value { .. }) => return Ok(false),
+            voxelised => voxelised?,
+        }
         // Not one NaN or infinity: only then all values times 0 add up to 0.
         Ok(self.volume.par_chunks(1 << 16).all(|part| part.iter().map(|value| value * 0.0).sum::<f32>() == 0.0))
     }
@@ -416,6 +424,10 @@ impl Optimiser {
 /// A residual above this many times that of an empty volume is no progress any more.
 const DIVERGED: f64 = 4.0;
 
+fn is_of_a_value(error: &OptimiseError) -> bool {
+    matches!(error, OptimiseError::Reconstruct(ReconstructError::Compute(ComputeError::Value { .. })))
+}
+
 /// What an iteration came to.
 enum Iterated {
     /// Done; the residual of its volume, before the step.
@@ -425,3 +437,6 @@ enum Iterated {
     /// The residual of its volume is no number, or far above that of an empty one.
     Diverged(f64),
 }
+
+#[cfg(test)]
+mod tests;
