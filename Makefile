@@ -42,6 +42,7 @@ test-rust: bridge
 test-release: bridge
 	$(CARGO) test --release --locked --test no_allocation
 	$(CARGO) test --release --locked --test gaussians_allocate_nothing
+	$(CARGO) test --release --locked --test field_allocate_nothing
 
 # Every interleaving of the frame ring and the volume slots, within loom's bounds.
 test-loom:
@@ -56,6 +57,7 @@ bench: build
 	$(CARGO) bench --locked --bench projector -- --json $(CURDIR)/target/projector.json
 	$(CARGO) bench --locked --bench fdk
 	$(CARGO) bench --locked --bench gaussians
+	$(CARGO) bench --locked --bench field
 	@if [ -f .venv-peers/ready ]; then \
 	    .venv-peers/bin/python benches/peers/rtk.py --projector target/projector.json; \
 	else \

@@ -62,9 +62,10 @@ struct Case {
 
 impl Case {
     /// `n` Gaussians of 1 to 2 voxels of 2 mm in a cylinder of 200 mm, `m^2` pixels over 256 mm at the isocenter.
-    fn new(n: usize, m: usize, views: usize, voxels: usize) -> Self {
+    fn new(n: usize, m: usize, views: usize, voxels: usize, shuffled: bool) -> Self {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
         let mut arrays: [Vec<f32>; 11] = std::array::from_fn(|_| Vec::with_capacity(n));
+        let mut all = Vec::with_capacity(n);
         for _ in 0..n {
             let (radius, angle) = (100.0 * rng.random::<f64>().sqrt(), rng.random_range(0.0..std::f64::consts::TAU));
             let mut value = [0.0; 11];
@@ -78,6 +79,14 @@ impl Case {
             for v in &mut value[7..] {
                 *v = rng.random_range(-1.0..1.0);
             }
+            all.push(value);
+        }
+        // By voxel, as the initialisation draws them, or as they come.
+        if !shuffled {
+            let index = |value: f64| ((value + 128.0) / 256.0 * voxels as f64) as usize;
+            all.sort_by_key(|value| [index(value[1]), index(value[2]), index(value[3])]);
+        }
+        for value in all {
             for (array, v) in arrays.iter_mut().zip(value) {
                 array.push(v as f32);
             }
@@ -184,13 +193,14 @@ fn main() {
     let best = SimdLevel::detect();
     let run = |name: &str, n, m, views, voxels, threads, simd| {
         if name.contains(&filter) {
-            Case::new(n, m, views, voxels).run(name, threads, simd, ghz);
+            Case::new(n, m, views, voxels, name == "shuffled").run(name, threads, simd, ghz);
         }
     };
     for simd in SimdLevel::available() {
         run("levels", 50_000, 128, 4, 128, 1, simd);
     }
     run("threads", 50_000, 128, 4, 128, 2, best);
+    run("shuffled", 50_000, 128, 4, 128, 2, best);
     for n in [5_000, 50_000, 200_000] {
         run("gaussians", n, 128, 4, 128, 2, best);
     }

@@ -36,7 +36,7 @@ enum Command {
     /// Make a scan from a CT volume or a built-in phantom
     Simulate(Box<simulate::Arguments>),
     /// Reconstruct a scan on disk
-    Reconstruct(reconstruct::Arguments),
+    Reconstruct(Box<reconstruct::Arguments>),
     /// Compare a volume with a reference
     Evaluate(evaluate::Arguments),
     /// Run the daemon beside the gantry

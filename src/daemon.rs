@@ -445,7 +445,6 @@ fn start_optimisation(
     budget: RunBudget,
 ) -> Result<(JoinHandle<Result<(), DaemonError>>, String), DaemonError> {
     let method = parts.recipe.method().name();
-    let fits = parts.recipe.plan().settings().fit_iterations;
     let (supervision, handover) = (Arc::clone(&parts.supervision), Arc::clone(&parts.handover));
     let mut compute = CpuCompute::new(settings.compute.threads)?;
     parts.recipe.prepare(&mut compute)?;
@@ -473,7 +472,7 @@ fn start_optimisation(
         return Err(DaemonError::Thread { name: "optimise", reason: "ended before it was ready".into() });
     };
     handover.fix_iterations(iterations as u32);
-    let (seconds, iteration_s) = (cost.run(fits, iterations).as_secs_f64(), cost.iteration.as_secs_f64());
+    let (seconds, iteration_s) = (cost.run(iterations).as_secs_f64(), cost.iteration.as_secs_f64());
     *supervision.optimise() = Some(OptimiseTelemetry {
         progress: OptimiseProgress {
             method,

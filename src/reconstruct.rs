@@ -2,12 +2,23 @@
 
 #![forbid(unsafe_code)]
 
+pub mod asd_pocs;
 pub mod fdk;
 pub mod optimise;
+mod memory;
+pub mod noise;
+pub mod os_sart;
 pub mod progress;
+pub mod stopping;
+pub mod subsets;
+#[cfg(test)]
+mod test_scan;
 
+pub use asd_pocs::{AsdPocs, AsdPocsPlan, AsdPocsSettings, Epsilon};
 pub use fdk::{FdkAccumulator, FdkPlan, FdkSettings};
+pub use os_sart::{OsSart, OsSartPlan, OsSartSettings, PixelWeights};
 pub use progress::{Observer, Progress, StopReason, Unobserved};
+pub use stopping::{Outcome, StopRules};
 
 use crate::compute::ComputeError;
 use crate::error::{Classed, ErrorClass};
@@ -64,9 +75,9 @@ pub enum ReconstructError {
         /// Detector columns.
         columns: usize,
     },
-    /// A line integral that is no number would spread over the whole volume.
+    /// A line integral that is no number, or absurdly large, would spread over the whole volume.
     #[error(
-        "view {view}: the line integral of row {row}, column {column} is {value}; correct or interpolate dead pixels first"
+        "view {view}: the line integral of row {row}, column {column} is {value}; line integrals are dimensionless numbers near 0 to 10: correct or interpolate dead pixels first"
     )]
     NotFinite {
         /// View index.

@@ -18,6 +18,9 @@ pub enum RepresentError {
     /// The Gaussians refuse.
     #[error(transparent)]
     Gaussians(#[from] gaussians::GaussianError),
+    /// The field refuses.
+    #[error(transparent)]
+    Field(#[from] field::FieldError),
     /// An operation failed.
     #[error(transparent)]
     Compute(#[from] ComputeError),
@@ -46,19 +49,17 @@ pub trait Representation: Send {
     /// `gaussians` or `field`, as the command line, status and headers have it.
     fn name(&self) -> &'static str;
 
-    /// Parameters' groups in use: Gaussians, or entries of the tables.
+    /// What it is made of: Gaussians, or entries of the tables.
     fn elements(&self) -> usize;
+
+    /// What these are called.
+    fn unit(&self) -> &'static str;
 
     /// Starts anew, near the attenuation `start` (1/mm, `[x][y][z]` on `grid`).
     ///
     /// # Errors
     /// [`RepresentError`] where nothing can be begun with that volume.
-    fn begin(
-        &mut self,
-        compute: &dyn Operations,
-        grid: &VolumeGrid,
-        start: &[f32],
-    ) -> Result<(), RepresentError>;
+    fn begin(&mut self, compute: &dyn Operations, grid: &VolumeGrid, start: &[f32]) -> Result<(), RepresentError>;
 
     /// The volume in 1/mm on `grid`, `[x][y][z]`. Overwrites `volume`. With a `draw` a representation may stand for each voxel by a
     /// random point in it, another for each draw; without, the same call gives the same values.

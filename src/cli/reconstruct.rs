@@ -2,6 +2,7 @@
 
 mod fdk;
 mod inputs;
+mod iterative;
 mod memory;
 mod optimised;
 mod outputs;
@@ -30,6 +31,7 @@ Examples:
   diffnr reconstruct scan --size 128 --window hann:0.8 -o preview.nii.gz --png preview.png
   diffnr reconstruct scan --views 0:360:10 -o sparse.nii.gz    every tenth view
   diffnr reconstruct geometry.xml --projections stack.mha -o volume.nii.gz
+  diffnr reconstruct scan --method os-sart --iterations 10 --trace curve.json -o volume.nii.gz
   diffnr reconstruct scan -o volume.nii.gz --json | jq .seconds
 
 FDK refuses a scan that it would reconstruct wrongly (arc below 180 degrees + fan, half-fan on less than a turn ...) with the numbers
@@ -41,8 +43,14 @@ Exit codes: 0 done, 2 options, 4 input, 5 impossible geometry, 6 too little memo
 enum Method {
     /// Feldkamp, Davis and Kress: weight, ramp-filter, back-project
     Fdk,
+    /// Ordered-subset SART: algebraic, non-negative
+    OsSart,
+    /// Adaptive steepest descent of the total variation between sweeps of OS-SART
+    AsdPocs,
     /// 3D Gaussians, optimised against the projections
     Gaussians,
+    /// Neural field (hash grid and small network), optimised against the projections
+    Field,
 }
 
 impl Method {
@@ -51,6 +59,9 @@ impl Method {
         match self {
             Self::Fdk => "fdk",
             Self::Gaussians => "gaussians",
+            Self::Field => "field",
+            Self::OsSart => "os-sart",
+            Self::AsdPocs => "asd-pocs",
         }
     }
 
@@ -59,6 +70,9 @@ impl Method {
         match self {
             Self::Fdk => "FDK",
             Self::Gaussians => "Gaussians",
+            Self::Field => "Field",
+            Self::OsSart => "OS-SART",
+            Self::AsdPocs => "ASD-POCS",
         }
     }
 }
@@ -110,10 +124,17 @@ pub(super) struct Arguments {
     /// Print the result as JSON; nothing else goes to standard output
     #[arg(long)]
     json: bool,
+    /// Iterations at most, of an iterative method [default: the method's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    iterations: Option<u32>,
     #[command(flatten)]
     fdk: fdk::Options,
     #[command(flatten)]
     optimised: optimised::Options,
+    #[command(flatten)]
+    iterative: iterative::Options,
+    #[command(flatten)]
+    asd_pocs: iterative::AsdPocsOptions,
     #[command(flatten)]
     trace: trace::Options,
 }
@@ -121,8 +142,14 @@ pub(super) struct Arguments {
 impl Arguments {
     /// Refuses options that belong to other methods: they would be passed over in silence.
     fn check_options(&self) -> Result<(), Failure> {
-        let groups: [(&[Method], Option<&str>); 2] =
-            [(&[Method::Fdk], self.fdk.given()), (&[Method::Gaussians], self.optimised.given())];
+        let iterations = self.iterations.map(|_| "--iterations");
+        let groups: [(&[Method], Option<&str>); 5] = [
+            (&[Method::OsSart, Method::AsdPocs, Method::Gaussians, Method::Field], iterations),
+            (&[Method::Fdk], self.fdk.given()),
+            (&[Method::OsSart, Method::AsdPocs], self.iterative.given()),
+            (&[Method::AsdPocs], self.asd_pocs.given()),
+            (&[Method::Gaussians, Method::Field], self.optimised.given()),
+        ];
         for (methods, given) in groups {
             if let Some(option) = given.filter(|_| !methods.contains(&self.method)) {
                 return Err(Failure {
@@ -188,7 +215,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut job = Job { arguments, scan: &scan, grid, compute, tracer };
     let done = match arguments.method {
         Method::Fdk => fdk::run(&mut job)?,
-        Method::Gaussians => optimised::run(&mut job)?,
+        Method::Gaussians | Method::Field => optimised::run(&mut job)?,
+        Method::OsSart => iterative::run_os_sart(&mut job)?,
+        Method::AsdPocs => iterative::run_asd_pocs(&mut job)?,
     };
     job.tracer.write()?;
     let compute = job.compute;

@@ -1,6 +1,7 @@
 //! The element-wise operations of algebraic reconstruction (SART and its kin), beside the projectors of [`super::Compute`].
 
-use super::ComputeError;
+use super::total_variation::VariationCompute;
+use super::{Compute, ComputeError};
 
 /// The operations of algebraic reconstruction. Implementation: [`super::cpu::CpuCompute`].
 ///
@@ -52,3 +53,8 @@ pub struct CorrectionStep {
     /// Lower bound of the volume's values.
     pub least: f32,
 }
+
+/// Everything that the classical iterative methods ask for; whoever has the parts has it.
+pub trait AlgebraicCompute: Compute + SartCompute + VariationCompute {}
+
+impl<C: Compute + SartCompute + VariationCompute> AlgebraicCompute for C {}

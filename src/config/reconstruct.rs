@@ -5,7 +5,8 @@ use super::raw::RawReconstruct;
 use super::resolve::{choice, count, in_range};
 use crate::geometry::{ScanGeometry, VolumeGrid};
 use crate::reconstruct::ReconstructError;
-use crate::reconstruct::optimise::{Method, OptimiseSettings, Recipe};
+use crate::reconstruct::optimise::{Method, OptimiseSettings, Recipe, usual_iterations};
+use crate::represent::field::FieldPlan;
 use crate::represent::gaussians::GaussianPlan;
 
 /// Largest number of Gaussians, as their limits have it.
@@ -69,16 +70,6 @@ fn one_of<A, B>(
 pub(super) fn optimised(raw: &RawReconstruct, grid: &VolumeGrid) -> Result<Option<OptimisedSettings>, ConfigError> {
     let usual = OptimiseSettings::default();
     let budget = one_of(("reconstruct.iterations", raw.iterations), ("reconstruct.deadline_s", raw.deadline_s))?;
-    let budget = match budget {
-        Some(Err(seconds)) => {
-            RunBudget::DeadlineS(in_range("reconstruct.deadline_s", Some(seconds), 60.0, 0.1, 86_400.0)?)
-        }
-        iterations => {
-            let iterations = iterations.and_then(Result::ok);
-            let usual = Recipe::USUAL_ITERATIONS as i64;
-            RunBudget::Iterations(count("reconstruct.iterations", iterations, usual, 1, 1_000_000)?)
-        }
-    };
     let publish = one_of(
         ("reconstruct.publish_every", raw.publish_every),
         ("reconstruct.publish_interval_ms", raw.publish_interval_ms),
@@ -112,6 +103,22 @@ pub(super) fn optimised(raw: &RawReconstruct, grid: &VolumeGrid) -> Result<Optio
     optimise.data.photons = in_range("reconstruct.photons", raw.photons, usual.data.photons, 1.0, 1e12)?;
     let method = raw.method.as_deref();
     let gaussians = Method::Gaussians(GaussianPlan::for_grid(grid, gaussians, seed));
-    let method = choice("reconstruct.method", method, "fdk", &[("fdk", None), ("gaussians", Some(gaussians))])?;
+    let field = Method::Field(FieldPlan::for_grid(grid, seed));
+    let method = choice(
+        "reconstruct.method",
+        method,
+        "fdk",
+        &[("fdk", None), ("gaussians", Some(gaussians)), ("field", Some(field))],
+    )?;
+    let budget = match budget {
+        Some(Err(seconds)) => {
+            RunBudget::DeadlineS(in_range("reconstruct.deadline_s", Some(seconds), 60.0, 0.1, 86_400.0)?)
+        }
+        iterations => {
+            let iterations = iterations.and_then(Result::ok);
+            let usual = method.as_ref().map_or(150, usual_iterations) as i64;
+            RunBudget::Iterations(count("reconstruct.iterations", iterations, usual, 1, 1_000_000)?)
+        }
+    };
     Ok(method.map(|method| OptimisedSettings { method, optimise, budget, publish }))
 }

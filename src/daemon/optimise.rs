@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use firmware_bridge::clock::monotonic_ns;
 use firmware_bridge::error::PublishError;
-use firmware_bridge::layout::{METHOD_GAUSSIANS, VOLUME_DEGRADED, VolumeHeader};
+use firmware_bridge::layout::{METHOD_FIELD, METHOD_GAUSSIANS, VOLUME_DEGRADED, VolumeHeader};
 
 use super::handover::{Ended, Handover, LastVolume};
 use crate::compute::cpu::CpuCompute;
 use crate::config::PublishEvery;
 use crate::publish::Publisher;
-use crate::reconstruct::optimise::{Budget, Method, OptimiseError, Optimiser, Outcome, Recipe, Start};
+use crate::reconstruct::optimise::{Budget, Method, OptimiseError, Optimiser, Outcome, Recipe};
 use crate::reconstruct::{Observer, Progress, StopReason};
 use crate::supervise::{Event, OptimisationEnd, OptimiseProgress, Stage, Supervision};
 
@@ -41,7 +41,6 @@ pub(super) struct OptimiseParts {
 pub(super) struct Optimisation<'p> {
     pub(super) compute: &'p CpuCompute,
     pub(super) optimiser: Optimiser,
-    pub(super) start: Start,
     pub(super) parts: OptimiseParts,
     /// Iterations of a run.
     pub(super) iterations: usize,
@@ -52,8 +51,8 @@ pub(super) struct Optimisation<'p> {
 impl<'p> Optimisation<'p> {
     /// Allocates everything.
     pub(super) fn new(parts: OptimiseParts, compute: &'p CpuCompute) -> Result<Self, OptimiseError> {
-        let (optimiser, start) = (parts.recipe.optimiser()?, parts.recipe.start()?);
-        Ok(Self { compute, optimiser, start, parts, iterations: 0, reserve_ns: 0 })
+        let optimiser = parts.recipe.optimiser()?;
+        Ok(Self { compute, optimiser, parts, iterations: 0, reserve_ns: 0 })
     }
 
     /// Works off jobs until a stop.
@@ -105,16 +104,11 @@ impl<'p> Optimisation<'p> {
             residual: 0.0,
         };
         watch.begin();
-        // The views are read, and so the job is held, until the start is made: half a second at most, in which no scan ends that
-        // could be waiting for it.
-        let loaded = self
-            .optimiser
-            .load_views(&job.scan.views())
-            .map_err(OptimiseError::from)
-            .and_then(|()| self.start.make(self.compute, &job.scan.views(), &watch).map(|_| ()));
+        // The views are copied; the job is held for no longer than that.
+        let loaded = self.optimiser.load_views(&job.scan.views()).map_err(OptimiseError::from);
         drop(job);
         let outcome = loaded
-            .and_then(|()| self.optimiser.begin(self.compute, self.start.volume(), &watch))
+            .and_then(|()| self.optimiser.begin(self.compute, None, &watch))
             .and_then(|()| self.optimiser.run(self.compute, Budget::Iterations(iterations), &mut watch));
         watch.end(outcome.ok(), self.optimiser.volume(), self.optimiser.representation().elements());
     }
@@ -124,6 +118,7 @@ impl<'p> Optimisation<'p> {
 pub(super) fn method_number(method: &Method) -> u32 {
     match method {
         Method::Gaussians(_) => METHOD_GAUSSIANS,
+        Method::Field(_) => METHOD_FIELD,
     }
 }
 

@@ -98,10 +98,11 @@ fn optimisation(optimised: &OptimisedSettings, recipe: &Recipe) -> Vec<Step> {
         step(
             "after FULL (PARTIAL)".into(),
             format!(
-                "begin {} of {} elements from FDK (Hann, 0.7): {} steps towards it",
-                method.name(),
-                method.elements(),
-                settings.fit_iterations
+                "{} steps of a volume towards the views, {} of {} elements of a {} representation towards it",
+                settings.approach_iterations,
+                settings.fit_iterations,
+                method.elements(plan.grid()),
+                method.name()
             ),
             String::new(),
         ),

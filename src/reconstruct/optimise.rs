@@ -15,17 +15,18 @@
 //! [`OptimisePlan`] settles sizes, subsets, schedule; [`Optimiser`] takes all memory at once and allocates nothing afterwards.
 
 mod budget;
+mod cost;
 mod recipe;
 mod run;
 mod scan;
-mod start;
+mod views;
 mod weights;
 
 pub use budget::{Budget, Pace};
-pub use recipe::{Method, Recipe};
+pub use cost::RunCost;
+pub use recipe::{Method, Recipe, usual_iterations};
 pub use run::{Optimiser, Outcome};
 pub use scan::ScanViews;
-pub use start::Start;
 
 use crate::compute::Workload;
 use crate::compute::losses::LossWorkload;
@@ -66,12 +67,16 @@ pub struct OptimiseSettings {
     pub tv_mm: f32,
     /// Differences of neighbouring voxels (1/mm) below which the total variation is smoothed.
     pub tv_epsilon_per_mm: f32,
-    /// Iterations that only bring the representation to the starting volume.
+    /// Steps of the starting volume itself, before the representation begins with it.
+    pub approach_iterations: usize,
+    /// Iterations that only bring the representation to that volume.
     pub fit_iterations: usize,
     /// One ray in this many is held back: not learnt from, but watched for overfitting. 0 for none.
     pub hold_back_one_in: usize,
     /// Iterations without a better residual of the held-back rays after which the run ends, as a share of all; 0 never ends it.
     pub patience: f64,
+    /// Share of the ramp-filtered gradient in that of the views: see [`Optimiser`].
+    pub sharpness: f32,
     /// Seed of every random choice.
     pub seed: u64,
 }
@@ -81,11 +86,13 @@ impl Default for OptimiseSettings {
         Self {
             views_per_iteration: 48,
             data: DataTerm::default(),
-            tv_mm: 0.08,
+            tv_mm: 0.03,
             tv_epsilon_per_mm: 4e-4,
+            approach_iterations: 15,
             fit_iterations: 20,
             hold_back_one_in: 0,
             patience: 0.2,
+            sharpness: 0.97,
             seed: 0,
         }
     }

@@ -10,7 +10,10 @@
 #![forbid(unsafe_code)]
 
 pub mod draw;
+mod drive;
 pub mod fit;
+
+pub use drive::{FieldPlan, FieldRepresentation};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -211,7 +214,12 @@ impl Field {
     ///
     /// # Errors
     /// As the operation; none with the lengths used here.
-    pub fn step(&mut self, compute: &impl GaussianCompute, rates: &FieldRates, step: u32) -> Result<(), ComputeError> {
+    pub fn step(
+        &mut self,
+        compute: &(impl GaussianCompute + ?Sized),
+        rates: &FieldRates,
+        step: u32,
+    ) -> Result<(), ComputeError> {
         let Self { parameters, gradients, first, second, tables, .. } = self;
         let (tables, all) = (*tables, parameters.len());
         for (part, rate) in [(0..tables, rates.tables), (tables..all, rates.network)] {

@@ -127,7 +127,12 @@ impl<'a> Block<'a> {
                 // SAFETY: both buffers hold `POINTS * wide` floats, `wide` and `POINTS` are multiples of N.
                 unsafe {
                     let from = self.features.as_ptr().add(first * POINTS + p);
-                    <W as FieldLanes>::transpose(from, POINTS, self.inputs.as_mut_ptr().add(p * sizes.wide + first), sizes.wide);
+                    <W as FieldLanes>::transpose(
+                        from,
+                        POINTS,
+                        self.inputs.as_mut_ptr().add(p * sizes.wide + first),
+                        sizes.wide,
+                    );
                 }
             }
         }

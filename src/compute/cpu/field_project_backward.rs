@@ -144,7 +144,12 @@ unsafe fn backward_group_body<W: FieldLanes>(
                 for input in (0..sizes.wide).step_by(W::N) {
                     for p in (0..POINTS).step_by(W::N) {
                         let to = samples.as_mut_ptr().add(input * stride + start + p);
-                        <W as FieldLanes>::transpose(block.gradient.as_ptr().add(p * sizes.wide + input), sizes.wide, to, stride);
+                        <W as FieldLanes>::transpose(
+                            block.gradient.as_ptr().add(p * sizes.wide + input),
+                            sizes.wide,
+                            to,
+                            stride,
+                        );
                     }
                 }
             }

@@ -21,6 +21,8 @@ pub(super) trait Wide {
     /// Lanes.
     const N: usize;
     type V: Copy;
+    /// One bit a lane.
+    type Mask: Copy;
 
     unsafe fn splat(value: f32) -> Self::V;
     /// 0, 1, 2, ...
@@ -43,6 +45,7 @@ pub(super) trait Wide {
     /// `value` in lanes where `a < limit`, 0 in the others (also where `a` is not a number).
     unsafe fn below(a: Self::V, limit: Self::V, value: Self::V) -> Self::V;
     unsafe fn floor(a: Self::V) -> Self::V;
+    unsafe fn ceil(a: Self::V) -> Self::V;
     unsafe fn root(a: Self::V) -> Self::V;
     /// Writes `N` whole numbers as integers.
     unsafe fn store_whole(to: *mut i32, a: Self::V);
@@ -56,6 +59,14 @@ pub(super) trait Wide {
     unsafe fn power(x: Self::V) -> Self::V;
     /// Sum of all lanes, in a fixed order.
     unsafe fn sum(a: Self::V) -> f32;
+    /// Lanes in which `a <= b`, of the first `count`.
+    unsafe fn ordered(a: Self::V, b: Self::V, count: usize) -> Self::Mask;
+    /// Lanes in the mask.
+    unsafe fn count(mask: Self::Mask) -> usize;
+    /// Writes the lanes in the mask one behind the other; may write any `N` floats.
+    unsafe fn store_kept(to: *mut f32, mask: Self::Mask, a: Self::V);
+    /// As [`Wide::store_kept`], of whole numbers plus `first` plus `step` a lane, as integers.
+    unsafe fn store_kept_whole(to: *mut i32, mask: Self::Mask, a: Self::V, first: i32, step: i32);
     /// Turns the first `N` registers: lane `k` of register `j` to lane `j` of register `k`.
     unsafe fn transpose(block: &mut [Self::V; 16]);
 }
@@ -126,6 +137,32 @@ macro_rules! shared_with_lanes {
 #[cfg(target_arch = "x86_64")]
 impl Wide for Avx512 {
     shared_with_lanes!(Avx512);
+    type Mask = u16;
+
+    #[inline(always)]
+    unsafe fn ordered(a: __m512, b: __m512, count: usize) -> u16 {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_mask_cmp_ps_mask::<_CMP_LE_OQ>(first_lanes(count), a, b) }
+    }
+    #[inline(always)]
+    unsafe fn count(mask: u16) -> usize {
+        mask.count_ones() as usize
+    }
+    #[inline(always)]
+    unsafe fn store_kept(to: *mut f32, mask: u16, a: __m512) {
+        // SAFETY: the trait's contract. (Compressing straight to memory is slow on some processors.)
+        unsafe { _mm512_storeu_ps(to, _mm512_maskz_compress_ps(mask, a)) }
+    }
+    #[inline(always)]
+    unsafe fn store_kept_whole(to: *mut i32, mask: u16, a: __m512, first: i32, step: i32) {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            let from = _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_mullo_epi32(lane, _mm512_set1_epi32(step)));
+            let whole = _mm512_add_epi32(_mm512_cvtps_epi32(a), from);
+            _mm512_storeu_epi32(to, _mm512_maskz_compress_epi32(mask, whole));
+        }
+    }
 
     #[inline(always)]
     unsafe fn ramp() -> __m512 {
@@ -146,6 +183,11 @@ impl Wide for Avx512 {
     unsafe fn below(a: __m512, limit: __m512, value: __m512) -> __m512 {
         // SAFETY: the trait's contract.
         unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, limit), value) }
+    }
+    #[inline(always)]
+    unsafe fn ceil(a: __m512) -> __m512 {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC }>(a) }
     }
     #[inline(always)]
     unsafe fn root(a: __m512) -> __m512 {
@@ -218,9 +260,68 @@ fn first_lanes(count: usize) -> u16 {
     ((1u32 << count.min(16)) - 1) as u16
 }
 
+/// For each mask of eight lanes the numbers of the lanes in it, four bits each, lowest first.
+#[cfg(target_arch = "x86_64")]
+static KEPT: [u32; 256] = {
+    let mut table = [0u32; 256];
+    let mut mask = 0;
+    while mask < 256 {
+        let (mut lane, mut kept) = (0, 0);
+        while lane < 8 {
+            if mask >> lane & 1 == 1 {
+                table[mask] |= lane << (4 * kept);
+                kept += 1;
+            }
+            lane += 1;
+        }
+        mask += 1;
+    }
+    table
+};
+
+/// The permutation that moves the lanes in `mask` to the front.
+///
+/// # Safety
+/// AVX2.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn kept_lanes(mask: u8) -> __m256i {
+    // SAFETY: the caller's. The permutation takes lane numbers mod 8.
+    unsafe {
+        let all = _mm256_set1_epi32(KEPT[usize::from(mask)] as i32);
+        _mm256_srlv_epi32(all, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28))
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 impl Wide for Avx2 {
     shared_with_lanes!(Avx2);
+    type Mask = u8;
+
+    #[inline(always)]
+    unsafe fn ordered(a: __m256, b: __m256, count: usize) -> u8 {
+        // SAFETY: the trait's contract.
+        unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LE_OQ>(a, b)) as u8 & first_lanes(count) as u8 }
+    }
+    #[inline(always)]
+    unsafe fn count(mask: u8) -> usize {
+        mask.count_ones() as usize
+    }
+    #[inline(always)]
+    unsafe fn store_kept(to: *mut f32, mask: u8, a: __m256) {
+        // SAFETY: the trait's contract.
+        unsafe { _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(a, kept_lanes(mask))) }
+    }
+    #[inline(always)]
+    unsafe fn store_kept_whole(to: *mut i32, mask: u8, a: __m256, first: i32, step: i32) {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let from = _mm256_add_epi32(_mm256_set1_epi32(first), _mm256_mullo_epi32(lane, _mm256_set1_epi32(step)));
+            let whole = _mm256_add_epi32(_mm256_cvtps_epi32(a), from);
+            _mm256_storeu_si256(to.cast(), _mm256_permutevar8x32_epi32(whole, kept_lanes(mask)));
+        }
+    }
 
     #[inline(always)]
     unsafe fn ramp() -> __m256 {
@@ -244,6 +345,11 @@ impl Wide for Avx2 {
     unsafe fn below(a: __m256, limit: __m256, value: __m256) -> __m256 {
         // SAFETY: the trait's contract.
         unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, limit), value) }
+    }
+    #[inline(always)]
+    unsafe fn ceil(a: __m256) -> __m256 {
+        // SAFETY: the trait's contract.
+        unsafe { _mm256_ceil_ps(a) }
     }
     #[inline(always)]
     unsafe fn root(a: __m256) -> __m256 {
@@ -316,6 +422,26 @@ pub(super) enum Plain {}
 impl Wide for Plain {
     const N: usize = 1;
     type V = f32;
+    type Mask = bool;
+
+    #[inline(always)]
+    unsafe fn ordered(a: f32, b: f32, count: usize) -> bool {
+        a <= b && count > 0
+    }
+    #[inline(always)]
+    unsafe fn count(mask: bool) -> usize {
+        usize::from(mask)
+    }
+    #[inline(always)]
+    unsafe fn store_kept(to: *mut f32, _mask: bool, a: f32) {
+        // SAFETY: the trait's contract.
+        unsafe { *to = a }
+    }
+    #[inline(always)]
+    unsafe fn store_kept_whole(to: *mut i32, _mask: bool, a: f32, first: i32, _step: i32) {
+        // SAFETY: the trait's contract.
+        unsafe { *to = a as i32 + first }
+    }
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> f32 {
@@ -380,6 +506,10 @@ impl Wide for Plain {
         a.floor()
     }
     #[inline(always)]
+    unsafe fn ceil(a: f32) -> f32 {
+        a.ceil()
+    }
+    #[inline(always)]
     unsafe fn root(a: f32) -> f32 {
         a.sqrt()
     }
@@ -440,14 +570,14 @@ macro_rules! at_each_level {
         #[allow(clippy::too_many_arguments)]
         fn $name(simd: SimdLevel, $($arg: $ty),*) $(-> $out)? {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
             #[allow(clippy::too_many_arguments)]
             fn with_avx512($($arg: $ty),*) $(-> $out)? {
                 // SAFETY: the features are enabled here.
                 unsafe { $body::<$crate::compute::cpu::lanes::Avx512>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
             #[allow(clippy::too_many_arguments)]
             fn with_avx2($($arg: $ty),*) $(-> $out)? {
                 // SAFETY: the features are enabled here.

@@ -19,7 +19,7 @@ use super::gaussian_kernel::{Y_CUTOFF, voxel_with_slope};
 use super::gaussian_lanes::{Plain, Wide, at_each_level};
 use super::gaussian_project::{lines, shapes};
 use super::gaussian_shape::{SHAPE_FLOATS, Shape, check_set};
-use super::gaussian_voxel::{BLOCK, VOXEL_FOOTPRINT_FLOATS, VoxelFootprint, VoxelRows, place};
+use super::gaussian_voxel::{Stretches, VOXEL_FOOTPRINT_FLOATS, VoxelFootprint, Walk, place};
 use super::scratch::{Need, Scratch};
 use super::simd::SimdLevel;
 use crate::geometry::VolumeGrid;
@@ -120,42 +120,31 @@ unsafe fn add_slab_body<W: Wide>(
     voxels: &mut [f32],
 ) {
     let planes = voxels.len() / (rows * row);
-    let mut spans = VoxelRows::EMPTY;
+    let mut list = Stretches::EMPTY;
     for (k, &i) in gaussians.iter().enumerate() {
         let footprint = &footprints[i as usize];
         let first = (footprint.first_plane as usize).max(first_plane);
         let end = (footprint.end_plane as usize).min(first_plane + planes);
-        // SAFETY: the caller's; nothing is read or written behind a row.
+        let mut walk = Walk::over(first..end);
+        // SAFETY: the caller's; stretches lie within the planes given, and nothing is read or written behind a row.
         unsafe {
             if let Some(&ahead) = gaussians.get(k + 4) {
                 W::prefetch(&raw const footprints[ahead as usize]);
             }
-            let (kz, ramp) = (W::splat(footprint.kz), W::ramp());
-            let (amplitude, cutoff) = (W::splat(footprint.amplitude), W::splat(Y_CUTOFF as f32));
-            for ix in first..end {
-                let Some(plane) = footprint.plane(ix, rows) else { continue };
-                for iy in plane.first..plane.end {
-                    let k = (iy - plane.first) % BLOCK;
-                    if k == 0 {
-                        footprint.rows::<W>(&plane, iy, (plane.end - iy).min(BLOCK), row, &mut spans);
-                    }
-                    let line = &mut voxels[((ix - first_plane) * rows + iy) * row..][..row];
-                    let (start, last) = (spans.first[k], spans.last[k]);
-                    let y0 = W::splat(spans.y0[k]);
-                    let mut at = start;
-                    while at <= last {
-                        let f = W::add(W::splat(spans.f[k] + (at - start) as f32), ramp);
-                        let y = W::fma(W::mul(kz, f), f, y0);
-                        // Held to the cut-off, so that far lanes do not underflow to (slow) denormal numbers.
-                        let value = W::below(y, cutoff, voxel_with_slope::<W>(W::min(y, cutoff)).0);
-                        let to = line.as_mut_ptr().add(at as usize);
-                        let left = row - at as usize;
-                        if left >= W::N {
-                            W::store(to, W::fma(value, amplitude, W::load(to)));
-                        } else {
-                            W::store_first(to, left, W::fma(value, amplitude, W::load_first(to, left)));
-                        }
-                        at += W::N as i32;
+            let (minus_kz, ramp) = (W::splat(-footprint.kz), W::ramp());
+            let (amplitude, cutoff) = (W::splat(footprint.amplitude), W::splat(-Y_CUTOFF as f32));
+            while footprint.list::<W>(&mut walk, [rows, row], &mut list) {
+                let base = voxels[(list.plane - first_plane) * rows * row..].as_mut_ptr();
+                for k in 0..list.count {
+                    let f = W::add(W::splat(list.f[k]), ramp);
+                    // Held to the cut-off, so that far lanes do not underflow to (slow) denormal numbers.
+                    let minus_y = W::max(W::fma(W::mul(minus_kz, f), f, W::splat(list.minus_y0[k])), cutoff);
+                    let value = W::below(cutoff, minus_y, voxel_with_slope::<W>(minus_y).0);
+                    let (to, left) = (base.add(list.at[k] as usize), list.left(k, row));
+                    if left >= W::N {
+                        W::store(to, W::fma(value, amplitude, W::load(to)));
+                    } else {
+                        W::store_first(to, left, W::fma(value, amplitude, W::load_first(to, left)));
                     }
                 }
             }
@@ -176,19 +165,15 @@ at_each_level!(
 /// Voxels within the cut-off, summed over Gaussians: what [`gaussian_voxelise`] evaluates.
 pub(super) fn evaluations(grid: &VolumeGrid, set: &GaussianSet<'_>) -> u64 {
     let [_, rows, row] = grid.voxels;
-    let of_one = |f: VoxelFootprint| -> u64 {
-        let planes = (f.first_plane as usize..f.end_plane as usize).filter_map(|ix| f.plane(ix, rows));
-        planes
-            .map(|plane| {
-                let mut spans = VoxelRows::EMPTY;
-                let mut of_row = |iy| {
-                    // SAFETY: plain floats.
-                    unsafe { f.rows::<Plain>(&plane, iy, 1, row, &mut spans) };
-                    (spans.last[0] + 1 - spans.first[0]).max(0) as u64
-                };
-                (plane.first..plane.end).map(&mut of_row).sum::<u64>()
-            })
-            .sum()
+    let mut list = Stretches::EMPTY;
+    let mut of_one = |f: VoxelFootprint| -> u64 {
+        let mut walk = Walk::over(f.first_plane as usize..f.end_plane as usize);
+        let mut voxels = 0;
+        // SAFETY: plain floats, of which each is a stretch.
+        while unsafe { f.list::<Plain>(&mut walk, [rows, row], &mut list) } {
+            voxels += list.count as u64;
+        }
+        voxels
     };
     (0..set.len()).filter_map(|i| place(grid, &Shape::of(set, i))).map(|(_, footprint)| of_one(footprint)).sum()
 }

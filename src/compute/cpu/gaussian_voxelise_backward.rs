@@ -18,7 +18,7 @@ use super::gaussian_kernel::{Y_CUTOFF, voxel_with_slope};
 use super::gaussian_lanes::{Wide, at_each_level};
 use super::gaussian_project_backward::{TASK, Targets};
 use super::gaussian_shape::{Shape, ShapeGradient, check_gradients, check_set, is_sound, refusal};
-use super::gaussian_voxel::{BLOCK, VoxelFootprint, VoxelMoments, VoxelRows, place};
+use super::gaussian_voxel::{Placed, Stretches, VoxelFootprint, VoxelMoments, Walk, place};
 use super::simd::SimdLevel;
 use crate::geometry::VolumeGrid;
 
@@ -57,15 +57,24 @@ unsafe fn gather_body<W: Wide>(
     gaussians: Range<usize>,
     targets: &Targets,
 ) {
-    for i in gaussians {
-        let shape = Shape::of(set, i);
-        if let Some((placed, footprint)) = place(grid, &shape) {
+    let mut ready = [Ready::EMPTY, Ready::EMPTY];
+    let mut left = gaussians;
+    // SAFETY: the caller's. This task's Gaussians are nobody else's.
+    unsafe {
+        let mut more = ready[0].next::<W>(grid, set, &mut left);
+        let mut turn = false;
+        while more {
+            let [first, second] = &mut ready;
+            let (current, next) = if turn { (second, first) } else { (first, second) };
+            turn = !turn;
+            // What the next Gaussian reads is asked for while this one is worked on.
+            more = next.next::<W>(grid, set, &mut left);
+            let Some((shape, placed, footprint)) = &current.gaussian else { break };
             let mut gradient = ShapeGradient::default();
-            // SAFETY: the caller's.
-            let sums = unsafe { moments::<W>(&footprint, grid.voxels, by_volume) };
-            placed.add_gradient(grid, &shape, &sums, &mut gradient);
-            // SAFETY: this task's Gaussians are nobody else's.
-            unsafe { targets.add(i, &gradient.by_parameters(set, i)) };
+            let sums =
+                moments::<W>(footprint, grid.voxels, by_volume, &mut current.walk, &mut current.list, &next.list);
+            placed.add_gradient(grid, shape, &sums, &mut gradient);
+            targets.add(current.index, &gradient.by_parameters(set, current.index));
         }
     }
 }
@@ -80,48 +89,83 @@ at_each_level!(
     )
 );
 
-/// Sums over one footprint.
+/// A Gaussian with (the first of) its stretches.
+struct Ready {
+    index: usize,
+    gaussian: Option<(Shape, Placed, VoxelFootprint)>,
+    walk: Walk,
+    list: Stretches,
+}
+
+impl Ready {
+    const EMPTY: Self = Self { index: 0, gaussian: None, walk: Walk::over(0..0), list: Stretches::EMPTY };
+
+    /// Goes on to the next Gaussian that the grid holds; `false` where there is none.
+    ///
+    /// # Safety
+    /// As [`Wide`].
+    #[inline(always)]
+    unsafe fn next<W: Wide>(&mut self, grid: &VolumeGrid, set: &GaussianSet<'_>, left: &mut Range<usize>) -> bool {
+        self.list.count = 0;
+        for i in left.by_ref() {
+            let shape = Shape::of(set, i);
+            if let Some((placed, footprint)) = place(grid, &shape) {
+                self.index = i;
+                self.walk = Walk::over(footprint.first_plane as usize..footprint.end_plane as usize);
+                // SAFETY: the caller's.
+                unsafe { footprint.list::<W>(&mut self.walk, [grid.voxels[1], grid.voxels[2]], &mut self.list) };
+                self.gaussian = Some((shape, placed, footprint));
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Sums over one footprint, whose first stretches are listed.
 #[inline(always)]
-unsafe fn moments<W: Wide>(footprint: &VoxelFootprint, [_, rows, row]: [usize; 3], by_volume: &[f32]) -> VoxelMoments {
+unsafe fn moments<W: Wide>(
+    footprint: &VoxelFootprint,
+    [_, rows, row]: [usize; 3],
+    by_volume: &[f32],
+    walk: &mut Walk,
+    list: &mut Stretches,
+    next: &Stretches,
+) -> VoxelMoments {
     // SAFETY: the caller's; nothing is read behind a row.
     unsafe {
         let zero = W::splat(0.0);
-        let (kz, ramp, cutoff) = (W::splat(footprint.kz), W::ramp(), W::splat(Y_CUTOFF as f32));
+        let (minus_kz, ramp, cutoff) = (W::splat(-footprint.kz), W::ramp(), W::splat(-Y_CUTOFF as f32));
         let mut value = zero;
         let mut first = [zero; 3];
         let mut second = [zero; 6];
-        let mut spans = VoxelRows::EMPTY;
-        for ix in footprint.first_plane as usize..footprint.end_plane as usize {
-            let Some(plane) = footprint.plane(ix, rows) else { continue };
-            let x = W::splat(plane.x);
-            for iy in plane.first..plane.end {
-                let k = (iy - plane.first) % BLOCK;
-                if k == 0 {
-                    footprint.rows::<W>(&plane, iy, (plane.end - iy).min(BLOCK), row, &mut spans);
-                }
-                let line = &by_volume[(ix * rows + iy) * row..][..row];
-                let (start, last) = (spans.first[k], spans.last[k]);
-                let (e, y0) = (W::splat(spans.e[k]), W::splat(spans.y0[k]));
-                let mut at = start;
-                while at <= last {
-                    let f = W::add(W::splat(spans.f[k] + (at - start) as f32), ramp);
-                    let y = W::min(W::fma(W::mul(kz, f), f, y0), cutoff);
-                    let (from, left) = (line.as_ptr().add(at as usize), row - at as usize);
-                    let given = if left >= W::N { W::load(from) } else { W::load_first(from, left) };
-                    let weight = W::below(y, cutoff, given);
-                    let (kernel, slope) = voxel_with_slope::<W>(y);
-                    value = W::fma(weight, kernel, value);
-                    let w = W::mul(weight, slope);
-                    let (wx, we, wf) = (W::mul(w, x), W::mul(w, e), W::mul(w, f));
-                    first = [W::add(first[0], wx), W::add(first[1], we), W::add(first[2], wf)];
-                    second[0] = W::fma(wx, x, second[0]);
-                    second[1] = W::fma(wx, e, second[1]);
-                    second[2] = W::fma(wx, f, second[2]);
-                    second[3] = W::fma(we, e, second[3]);
-                    second[4] = W::fma(we, f, second[4]);
-                    second[5] = W::fma(wf, f, second[5]);
-                    at += W::N as i32;
-                }
+        let ahead = by_volume.as_ptr().wrapping_add(next.plane * rows * row);
+        loop {
+            let base = by_volume[list.plane * rows * row..].as_ptr();
+            for k in 0..list.count {
+                // A stretch may lie in two cache lines. (What stands behind the list's end does no harm.)
+                W::prefetch(ahead.wrapping_add(next.at[k] as usize));
+                W::prefetch(ahead.wrapping_add(next.at[k] as usize + 15));
+                let (x, e) = (W::splat(list.x[k]), W::splat(list.e[k]));
+                let f = W::add(W::splat(list.f[k]), ramp);
+                let minus_y = W::max(W::fma(W::mul(minus_kz, f), f, W::splat(list.minus_y0[k])), cutoff);
+                let (from, left) = (base.add(list.at[k] as usize), list.left(k, row));
+                let given = if left >= W::N { W::load(from) } else { W::load_first(from, left) };
+                let weight = W::below(cutoff, minus_y, given);
+                let (kernel, slope) = voxel_with_slope::<W>(minus_y);
+                value = W::fma(weight, kernel, value);
+                let w = W::mul(weight, slope);
+                let (wx, we, wf) = (W::mul(w, x), W::mul(w, e), W::mul(w, f));
+                first = [W::add(first[0], wx), W::add(first[1], we), W::add(first[2], wf)];
+                second[0] = W::fma(wx, x, second[0]);
+                second[1] = W::fma(wx, e, second[1]);
+                second[2] = W::fma(wx, f, second[2]);
+                second[3] = W::fma(we, e, second[3]);
+                second[4] = W::fma(we, f, second[4]);
+                second[5] = W::fma(wf, f, second[5]);
+            }
+            if !footprint.list::<W>(walk, [rows, row], list) {
+                break;
             }
         }
         let mut sums = VoxelMoments { value: f64::from(W::sum(value)), ..VoxelMoments::default() };

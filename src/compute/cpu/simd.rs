@@ -9,9 +9,9 @@ use std::fmt;
 pub enum SimdLevel {
     /// What the compiler assumes of the target (SSE2 on x86-64).
     Plain,
-    /// AVX2 and FMA, 8 floats a register.
+    /// AVX2, FMA, BMI1, BMI2, LZCNT and POPCNT, 8 floats a register.
     Avx2,
-    /// AVX-512 F, BW, DQ and VL, 16 floats a register.
+    /// These and AVX-512 F, BW, DQ and VL, 16 floats a register.
     Avx512,
 }
 
@@ -24,7 +24,11 @@ impl SimdLevel {
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let bits = is_x86_feature_detected!("bmi1")
+                && is_x86_feature_detected!("bmi2")
+                && is_x86_feature_detected!("lzcnt")
+                && is_x86_feature_detected!("popcnt");
+            let avx2 = bits && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
             let avx512 = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")

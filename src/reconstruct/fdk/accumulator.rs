@@ -6,6 +6,7 @@ use super::{FdkPlan, weights, widen};
 use crate::compute::{Compute, ProjectionWeights};
 use crate::geometry::{ScanGeometry, ViewPose};
 use crate::reconstruct::ReconstructError;
+use crate::reconstruct::memory::zeros;
 
 /// Adds views to a volume as they come. All memory is allocated by [`FdkAccumulator::new`], nothing afterwards.
 #[derive(Debug)]
@@ -23,16 +24,6 @@ pub struct FdkAccumulator {
     added: Vec<bool>,
     views_added: usize,
     angle_added_rad: f64,
-}
-
-/// Zeros, each page written once, or the error that names the buffer.
-fn zeros(buffer: &'static str, floats: usize) -> Result<Vec<f32>, ReconstructError> {
-    let mut memory = Vec::new();
-    memory
-        .try_reserve_exact(floats)
-        .map_err(|_| ReconstructError::Memory { buffer, bytes: floats.saturating_mul(size_of::<f32>()) })?;
-    memory.resize(floats, 0.0);
-    Ok(memory)
 }
 
 impl FdkAccumulator {
@@ -209,11 +200,6 @@ impl FdkAccumulator {
     #[must_use]
     pub fn volume(&self) -> &[f32] {
         &self.volume
-    }
-
-    /// The volume, to scale or cut in place before it is taken for something else.
-    pub(crate) fn volume_mut(&mut self) -> &mut [f32] {
-        &mut self.volume
     }
 
     /// Gives up the accumulator for its volume.

@@ -5,12 +5,9 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::weights::{is_held_back, weight};
+use super::views::{Judged, MeasuredViews};
 use super::{Budget, OptimiseError, OptimisePlan, Pace, ScanViews};
 use crate::compute::{ComputeError, Operations};
-use crate::compute::losses::ImageLoss;
-use crate::compute::total_variation::TotalVariation;
-use crate::geometry::ScanGeometry;
 use crate::reconstruct::{Observer, Progress, ReconstructError, StopReason};
 use crate::represent::{Representation, Stage};
 
@@ -35,10 +32,7 @@ pub struct Outcome {
 pub struct Optimiser {
     plan: Arc<OptimisePlan>,
     representation: Box<dyn Representation>,
-    /// Poses of each subset's views that are there, as they really were.
-    subsets: Vec<ScanGeometry>,
-    /// Views that are there.
-    views: usize,
+    views: MeasuredViews,
     volume: Vec<f32>,
     /// The last volume whose residual was found in order.
     good: Vec<f32>,
@@ -47,17 +41,7 @@ pub struct Optimiser {
     /// Iterations behind `volume` and `good`.
     behind: [usize; 2],
     by_volume: Vec<f32>,
-    /// In the plan's order, as `weights`; the views of a subset that are there come first in its part.
-    measured: Vec<f32>,
-    weights: Vec<f32>,
-    projections: Vec<f32>,
-    by_projections: Vec<f32>,
     best: Vec<f32>,
-    largest_measured: f32,
-    /// Root of the mean square of the line integrals: the residual of an empty volume.
-    rms_measured: f64,
-    /// Sum of squares and number of the rays held back, over a round.
-    held_back: (f64, usize),
 }
 
 impl std::fmt::Debug for Optimiser {
@@ -72,32 +56,16 @@ impl Optimiser {
     /// # Errors
     /// [`ReconstructError::Memory`].
     pub fn new(plan: Arc<OptimisePlan>, representation: Box<dyn Representation>) -> Result<Self, ReconstructError> {
-        let floats = |buffer: &'static str, count: usize| {
-            let mut vec = Vec::new();
-            vec.try_reserve_exact(count)
-                .map_err(|_| ReconstructError::Memory { buffer, bytes: count * size_of::<f32>() })?;
-            vec.resize(count, 0.0f32);
-            Ok::<_, ReconstructError>(vec)
-        };
-        let (voxels, scan) = (plan.grid.len(), plan.views() * plan.pixels());
-        let subset = plan.views_per_call() * plan.pixels();
+        let voxels = plan.grid.len();
         let best = if plan.settings.hold_back_one_in > 0 { voxels } else { 0 };
         Ok(Self {
-            subsets: plan.subsets.clone(),
-            views: plan.views(),
+            views: MeasuredViews::new(Arc::clone(&plan))?,
             volume: floats("optimise volume", voxels)?,
             good: floats("optimise last good volume", voxels)?,
             is_good: false,
             behind: [0; 2],
             by_volume: floats("optimise gradient by the volume", voxels)?,
-            measured: floats("optimise line integrals", scan)?,
-            weights: floats("optimise pixel weights", scan)?,
-            projections: floats("optimise projections of a subset", subset)?,
-            by_projections: floats("optimise gradient by the projections", subset)?,
             best: floats("optimise best volume so far", best)?,
-            largest_measured: 0.0,
-            rms_measured: 0.0,
-            held_back: (0.0, 0),
             plan,
             representation,
         })
@@ -140,82 +108,81 @@ impl Optimiser {
     /// # Errors
     /// As [`Optimiser::load`], and [`ReconstructError::Geometry`] for a broken pose.
     pub fn load_views(&mut self, scan: &ScanViews<'_>) -> Result<(), ReconstructError> {
-        let (pixels, settings) = (self.plan.pixels(), &self.plan.settings);
-        let detector = self.plan.subsets[0].detector;
-        if scan.line_integrals.len() != self.measured.len() {
-            return Err(ReconstructError::Length {
-                given: scan.line_integrals.len(),
-                needed: self.measured.len(),
-                views: self.plan.views(),
-                rows: detector.rows,
-                columns: detector.columns,
-            });
-        }
-        (self.largest_measured, self.views) = (0.0, 0);
-        let (mut squares, mut before) = (0.0, 0);
-        for (planned, subset) in self.plan.subsets.iter().zip(&mut self.subsets) {
-            subset.views.clear();
-            for (&pose, &view) in planned.views.iter().zip(&self.plan.order[before..]) {
-                if !scan.has(view) {
-                    continue;
-                }
-                let place = before + subset.views.len();
-                let pose = scan.pose(view).unwrap_or(pose);
-                pose.check(view)?;
-                subset.views.push(pose);
-                let from = &scan.line_integrals[view * pixels..][..pixels];
-                let (to, weights) =
-                    (&mut self.measured[place * pixels..][..pixels], &mut self.weights[place * pixels..][..pixels]);
-                for (pixel, ((&value, to), w)) in from.iter().zip(to).zip(weights).enumerate() {
-                    if !value.is_finite() {
-                        let (row, column) = (pixel / detector.columns, pixel % detector.columns);
-                        return Err(ReconstructError::NotFinite { view, row, column, value });
-                    }
-                    *to = value;
-                    squares += f64::from(value) * f64::from(value);
-                    self.largest_measured = self.largest_measured.max(value);
-                    let ray = (view * pixels + pixel) as u64;
-                    *w = if is_held_back(settings.seed, ray, settings.hold_back_one_in) {
-                        0.0
-                    } else {
-                        weight(value, settings.data.photons, settings.data.model_error)
-                    };
-                }
-            }
-            before += planned.views.len();
-            self.views += subset.views.len();
-        }
-        self.rms_measured = (squares / (self.views * pixels).max(1) as f64).sqrt();
-        Ok(())
+        self.views.load(scan)
     }
 
-    /// Begins near `start` (1/mm, `[x][y][z]`) and brings the representation to it, or as far as `observer` lets it.
+    /// Brings a volume near what the views say, by [`super::OptimiseSettings::approach_iterations`] steps from `start` (1/mm, `[x][y][z]`; `None`: from nothing), and
+    /// the representation to that volume; or as far as `observer` lets it.
     ///
     /// # Errors
     /// [`OptimiseError`] where the representation refuses that volume or an operation fails.
     pub fn begin(
         &mut self,
         compute: &dyn Operations,
-        start: &[f32],
+        start: Option<&[f32]>,
         observer: &dyn Observer,
     ) -> Result<(), OptimiseError> {
-        self.representation.begin(compute, &self.plan.grid, start)?;
-        self.good.copy_from_slice(start);
-        (self.is_good, self.behind) = (false, [0; 2]);
+        self.clear();
+        if let Some(start) = start {
+            self.good.copy_from_slice(start);
+        }
+        for step in 0..self.plan.settings.approach_iterations {
+            if !self.approach(compute, step, observer)? {
+                break;
+            }
+        }
+        self.begin_representation(compute)?;
         for step in 0..self.plan.settings.fit_iterations {
             if observer.interrupts() {
                 break;
             }
-            self.fit(compute, start, step)?;
+            self.fit(compute, step)?;
         }
         Ok(())
     }
 
-    /// One step towards `start`.
-    fn fit(&mut self, compute: &dyn Operations, start: &[f32], step: usize) -> Result<(), OptimiseError> {
+    /// An empty volume to approach from.
+    pub(super) fn clear(&mut self) {
+        self.good.fill(0.0);
+        (self.is_good, self.behind) = (false, [0; 2]);
+    }
+
+    /// The representation begins with the volume approached.
+    pub(super) fn begin_representation(&mut self, compute: &dyn Operations) -> Result<(), OptimiseError> {
+        Ok(self.representation.begin(compute, &self.plan.grid, &self.good)?)
+    }
+
+    /// One step of the volume itself, down the gradient that the representation will be given, as far as the data's curvature along it
+    /// says, and no value below zero. Returns whether to go on.
+    pub(super) fn approach(
+        &mut self,
+        compute: &dyn Operations,
+        step: usize,
+        observer: &dyn Observer,
+    ) -> Result<bool, OptimiseError> {
+        let Judged::Residual(_) = self.views.gradient(compute, step, &self.good, &mut self.by_volume, observer)? else {
+            return Ok(false);
+        };
+        // What cannot fall below zero is no way to go.
+        for (gradient, value) in self.by_volume.iter_mut().zip(&self.good) {
+            if *value <= 0.0 && *gradient > 0.0 {
+                *gradient = 0.0;
+            }
+        }
+        let square = compute.squared_norm(&self.by_volume);
+        let curvature = self.views.curvature(compute, step, &self.by_volume)?;
+        if !(square > 0.0 && curvature > 0.0) {
+            return Ok(false);
+        }
+        compute.descend((square / curvature) as f32, &self.by_volume, 0.0, &mut self.good)?;
+        Ok(true)
+    }
+
+    /// One step of the representation towards the volume that it begins with.
+    pub(super) fn fit(&mut self, compute: &dyn Operations, step: usize) -> Result<(), OptimiseError> {
         let (grid, draw) = (&self.plan.grid, Some(step as u64));
         self.representation.voxelise(compute, grid, draw, &mut self.volume)?;
-        for ((gradient, volume), start) in self.by_volume.iter_mut().zip(&self.volume).zip(start) {
+        for ((gradient, volume), start) in self.by_volume.iter_mut().zip(&self.volume).zip(&self.good) {
             *gradient = volume - start;
         }
         self.representation.voxelise_backward(compute, grid, draw, &self.by_volume)?;
@@ -239,21 +206,21 @@ impl Optimiser {
         let mut stopped = StopReason::Iterations;
         // Best residual of the rays held back, and when it was.
         let mut best: Option<(f64, usize)> = None;
-        self.held_back = (0.0, 0);
+        self.views.held_back = (0.0, 0);
         while pace.iterations().is_none_or(|count| done < count) {
             let began = Instant::now();
-            let iterated = match self.iterate(compute, done, pace.share(done), observer) {
+            let judged = match self.iterate(compute, done, pace.share(done), observer) {
                 // An operation refuses parameters or projections that are no numbers.
-                Err(error) if is_of_a_value(&error) => Iterated::Diverged(f64::NAN),
-                iterated => iterated?,
+                Err(error) if is_of_a_value(&error) => Judged::Diverged(f64::NAN),
+                judged => judged?,
             };
-            match iterated {
-                Iterated::Done(of_its_volume) => residual = of_its_volume,
-                Iterated::Interrupted => {
+            match judged {
+                Judged::Residual(of_its_volume) => residual = of_its_volume,
+                Judged::Interrupted => {
                     stopped = StopReason::Interrupted;
                     break;
                 }
-                Iterated::Diverged(of_its_volume) => {
+                Judged::Diverged(of_its_volume) => {
                     residual = of_its_volume;
                     stopped = StopReason::Diverged;
                     break;
@@ -261,8 +228,8 @@ impl Optimiser {
             }
             done += 1;
             pace.took(began.elapsed(), Instant::now());
-            if done.is_multiple_of(round) && self.held_back.1 > 0 {
-                let (sum, rays) = std::mem::take(&mut self.held_back);
+            if done.is_multiple_of(round) && self.views.held_back.1 > 0 {
+                let (sum, rays) = std::mem::take(&mut self.views.held_back);
                 let now = (sum / rays as f64).sqrt();
                 match best {
                     Some((least, at)) if now >= least => {
@@ -319,7 +286,7 @@ impl Optimiser {
     }
 
     /// The representation as it is now; whether it is a volume at all. It may still be no good: only its residual tells.
-    fn voxelise(&mut self, compute: &dyn Operations) -> Result<bool, OptimiseError> {
+    pub(super) fn voxelise(&mut self, compute: &dyn Operations) -> Result<bool, OptimiseError> {
         self.keep_good();
         match self.representation.voxelise(compute, &self.plan.grid, None, &mut self.volume) {
             Err(ComputeError::Value { .. }) => return Ok(false),
@@ -347,95 +314,41 @@ impl Optimiser {
         self.behind[0]
     }
 
-    /// One iteration.
-    fn iterate(
+    /// One iteration; the residual is that of the volume before its step.
+    pub(super) fn iterate(
         &mut self,
         compute: &dyn Operations,
         iteration: usize,
         share: f32,
         observer: &dyn Observer,
-    ) -> Result<Iterated, OptimiseError> {
+    ) -> Result<Judged, OptimiseError> {
+        if observer.interrupts() {
+            return Ok(Judged::Interrupted);
+        }
         self.keep_good();
-        let plan = &self.plan;
-        let (settings, grid) = (&plan.settings, &plan.grid);
-        let draw = Some((settings.fit_iterations + iteration) as u64);
-        // The next subset that has views.
-        let Some(subset) = (0..self.subsets.len())
-            .map(|further| (iteration + further) % self.subsets.len())
-            .find(|&subset| !self.subsets[subset].views.is_empty())
-        else {
-            return Ok(Iterated::Done(0.0));
-        };
-        if observer.interrupts() {
-            return Ok(Iterated::Interrupted);
-        }
+        let grid = &self.plan.grid;
+        let draw = Some((self.plan.settings.fit_iterations + iteration) as u64);
         self.representation.voxelise(compute, grid, draw, &mut self.volume)?;
-
-        let geometry = &self.subsets[subset];
-        let before: usize = plan.subsets[..subset].iter().map(|earlier| earlier.views.len()).sum();
-        let (from, count) = (before * plan.pixels(), geometry.projection_len());
-        let (measured, weights) = (&self.measured[from..][..count], &self.weights[from..][..count]);
-        let (projections, by_projections) = (&mut self.projections[..count], &mut self.by_projections[..count]);
-        if observer.interrupts() {
-            return Ok(Iterated::Interrupted);
+        let judged = self.views.gradient(compute, iteration, &self.volume, &mut self.by_volume, observer)?;
+        if let Judged::Residual(_) = judged {
+            (self.is_good, self.behind[0]) = (true, iteration);
+            self.representation.voxelise_backward(compute, grid, draw, &self.by_volume)?;
+            self.representation.step(compute, grid, Stage { share, fitting: false })?;
         }
-        compute.forward_project(geometry, grid, &self.volume, projections)?;
-        // The operation means over pixels; here the sum over all views counts, of which this subset is a part.
-        let pixels = count as f32 * (self.views as f32 / geometry.views.len() as f32);
-        let loss = ImageLoss {
-            squares: 0.5 * settings.data.squares * pixels,
-            l1: settings.data.modulus * pixels,
-            huber: 0.0,
-            dissimilarity: settings.data.dissimilarity * pixels,
-            data_range: self.largest_measured.max(1e-3),
-        };
-        let value =
-            compute.image_loss(geometry.detector, &loss, projections, measured, Some(weights), by_projections)?;
-        let residual = value.squares.sqrt();
-        if !(residual.is_finite() && residual <= DIVERGED * self.rms_measured.max(1e-3)) {
-            return Ok(Iterated::Diverged(residual));
-        }
-        (self.is_good, self.behind[0]) = (true, iteration);
-        if settings.hold_back_one_in > 0 {
-            for ((p, m), w) in projections.iter().zip(measured).zip(weights) {
-                if *w == 0.0 {
-                    self.held_back.0 += f64::from(p - m).powi(2);
-                    self.held_back.1 += 1;
-                }
-            }
-        }
-        if observer.interrupts() {
-            return Ok(Iterated::Interrupted);
-        }
-        compute.back_project_matched(geometry, grid, by_projections, &mut self.by_volume)?;
-        if settings.tv_mm > 0.0 {
-            let variation = TotalVariation::on(grid, settings.tv_epsilon_per_mm);
-            compute.add_total_variation_gradient(&variation, settings.tv_mm, &self.volume, &mut self.by_volume)?;
-        }
-        if observer.interrupts() {
-            return Ok(Iterated::Interrupted);
-        }
-        self.representation.voxelise_backward(compute, grid, draw, &self.by_volume)?;
-        self.representation.step(compute, grid, Stage { share, fitting: false })?;
-        Ok(Iterated::Done(residual))
+        Ok(judged)
     }
 }
-
-/// A residual above this many times that of an empty volume is no progress any more.
-const DIVERGED: f64 = 4.0;
 
 fn is_of_a_value(error: &OptimiseError) -> bool {
     matches!(error, OptimiseError::Reconstruct(ReconstructError::Compute(ComputeError::Value { .. })))
 }
 
-/// What an iteration came to.
-enum Iterated {
-    /// Done; the residual of its volume, before the step.
-    Done(f64),
-    /// Left in the middle.
-    Interrupted,
-    /// The residual of its volume is no number, or far above that of an empty one.
-    Diverged(f64),
+/// Memory for so many floats.
+pub(super) fn floats(buffer: &'static str, count: usize) -> Result<Vec<f32>, ReconstructError> {
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(count).map_err(|_| ReconstructError::Memory { buffer, bytes: count * size_of::<f32>() })?;
+    vec.resize(count, 0.0f32);
+    Ok(vec)
 }
 
 #[cfg(test)]

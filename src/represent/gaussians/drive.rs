@@ -71,12 +71,11 @@ impl Representation for GaussianRepresentation {
         self.gaussians.len()
     }
 
-    fn begin(
-        &mut self,
-        _compute: &dyn Operations,
-        grid: &VolumeGrid,
-        start: &[f32],
-    ) -> Result<(), RepresentError> {
+    fn unit(&self) -> &'static str {
+        "Gaussians"
+    }
+
+    fn begin(&mut self, _compute: &dyn Operations, grid: &VolumeGrid, start: &[f32]) -> Result<(), RepresentError> {
         let threshold_per_mm = self.schedule.start_threshold * self.gaussians.limits().density_unit_per_mm;
         let settings = Initialisation { threshold_per_mm, ..self.schedule.initialisation };
         self.gaussians.initialise_from_volume(grid, start, &settings)?;

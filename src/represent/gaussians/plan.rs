@@ -8,7 +8,7 @@ use crate::compute::gaussians::GaussianWorkload;
 use crate::geometry::VolumeGrid;
 
 /// Gaussians for a voxel of the grid, where no number is given.
-const PER_VOXEL: f64 = 0.07;
+const PER_VOXEL: f64 = 0.14;
 
 /// Limits and schedule of the Gaussians of a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,7 +20,7 @@ pub struct GaussianPlan {
 }
 
 impl GaussianPlan {
-    /// The number of Gaussians for `grid` where none is given: a share of its voxels, so that a Gaussian is some two and a half voxels
+    /// The number of Gaussians for `grid` where none is given: a share of its voxels, so that a Gaussian is some two voxels
     /// wide whatever the grid.
     #[must_use]
     pub fn usual_number(grid: &VolumeGrid) -> usize {
@@ -38,7 +38,7 @@ impl GaussianPlan {
                 density_unit_per_mm: 0.004,
                 smallest_scale_mm: 0.3 * voxel_mm,
                 largest_scale_mm: 20.0 * voxel_mm,
-                low_pass_mm: 0.45 * voxel_mm,
+                low_pass_mm: 0.3 * voxel_mm,
             },
             schedule: GaussianSchedule {
                 initialisation: Initialisation {
@@ -49,7 +49,7 @@ impl GaussianPlan {
                     seed,
                 },
                 start_threshold: 0.2,
-                rates: GaussianRates { density: 0.06, position_mm: 0.2, log_scale: 0.04, rotation: 0.02 },
+                rates: GaussianRates { density: 0.12, position_mm: 0.4, log_scale: 0.08, rotation: 0.04 },
                 decay: 0.1,
                 adapt_every: 0,
                 adapt_until: 0.6,

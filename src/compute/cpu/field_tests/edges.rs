@@ -17,7 +17,7 @@ fn any_number_of_threads_gives_the_same_bits() {
     let (grid, owned) = case();
     for simd in SimdLevel::available() {
         let of = |threads| {
-            everything(&carrier(threads, simd, owned.layout.shape(), grid.voxels), &grid, &owned, JITTER, 2500)
+            everything(&carrier(threads, simd, owned.layout.shape(), grid.voxels), &grid, &owned, JITTER, 1500)
         };
         let one = of(1);
         let all = one.volume.iter().chain(&one.integrals).chain(one.by_volume.iter().chain(&one.by_rays).flatten());
@@ -31,7 +31,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 #[test]
 fn simd_levels_agree_to_rounding() {
     let (grid, owned) = case();
-    let of = |simd| everything(&carrier(2, simd, owned.layout.shape(), grid.voxels), &grid, &owned, JITTER, 2500);
+    let of = |simd| everything(&carrier(2, simd, owned.layout.shape(), grid.voxels), &grid, &owned, JITTER, 1500);
     let plain = of(SimdLevel::Plain);
     let close = |name: &str, a: &[f32], b: &[f32], tolerance: f32| {
         let largest = a.iter().fold(0.0f32, |m, x| m.max(x.abs()));

@@ -1,0 +1,70 @@
+//! What the parts of a run take on this machine, measured on whatever views are loaded.
+
+use std::time::{Duration, Instant};
+
+use super::run::Optimiser;
+use super::{OptimiseError, OptimisePlan};
+use crate::compute::Operations;
+use crate::reconstruct::Unobserved;
+
+/// Times of the parts of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct RunCost {
+    /// A step of the starting volume.
+    pub approach: Duration,
+    /// First elements from that volume.
+    pub begin: Duration,
+    /// A step of the representation towards it.
+    pub fit: Duration,
+    /// An iteration.
+    pub iteration: Duration,
+    /// Turning the representation into a volume.
+    pub voxelise: Duration,
+}
+
+impl RunCost {
+    /// Time up to the first iteration.
+    #[must_use]
+    pub fn before(&self, plan: &OptimisePlan) -> Duration {
+        let settings = plan.settings();
+        self.approach * settings.approach_iterations as u32 + self.begin + self.fit * settings.fit_iterations as u32
+    }
+}
+
+/// Times each is taken: the first warms the caches.
+const TIMES: usize = 3;
+
+impl Optimiser {
+    /// Goes once through everything that a run does, so that its first iteration is no slower than the next, and times it. The views loaded
+    /// must not be empty.
+    ///
+    /// # Errors
+    /// As [`Optimiser::begin`] and [`Optimiser::run`].
+    pub fn measure(&mut self, compute: &dyn Operations) -> Result<RunCost, OptimiseError> {
+        let mut cost =
+            RunCost { approach: Duration::MAX, fit: Duration::MAX, iteration: Duration::MAX, ..RunCost::default() };
+        self.clear();
+        for step in 0..TIMES {
+            let began = Instant::now();
+            self.approach(compute, step, &Unobserved)?;
+            cost.approach = cost.approach.min(began.elapsed());
+        }
+        let began = Instant::now();
+        self.begin_representation(compute)?;
+        cost.begin = began.elapsed();
+        for step in 0..TIMES {
+            let began = Instant::now();
+            self.fit(compute, step)?;
+            cost.fit = cost.fit.min(began.elapsed());
+        }
+        for iteration in 0..TIMES {
+            let began = Instant::now();
+            self.iterate(compute, iteration, 0.0, &Unobserved)?;
+            cost.iteration = cost.iteration.min(began.elapsed());
+        }
+        let began = Instant::now();
+        self.voxelise(compute)?;
+        cost.voxelise = began.elapsed();
+        Ok(cost)
+    }
+}
