@@ -5,12 +5,14 @@
 #   make lint                      formatting and clippy, warnings are errors
 #   make bench                     speed against the machine's floor
 #   make bench-peers               the same beside RTK (installs the PyPI package itk-rtk into .venv-peers)
+#   make methods CT="a.nii.gz b.nii.gz" [OUT=methods VIEWS=36,24,12 PHOTONS=1e5]
+#                                  all methods on these volumes: table, PSNR against seconds, slices side by side
 #   make fuzz SECONDS=600          mutational fuzzing of every parser of outside bytes
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build bridge demo test test-rust test-release test-loom lint bench bench-peers fuzz clean
+.PHONY: help build bridge demo test test-rust test-release test-loom lint bench bench-peers methods fuzz clean
 
 CARGO ?= cargo
 PYTHON ?= python3
@@ -70,6 +72,13 @@ bench: build
 bench-peers: .venv-peers/ready
 	$(MAKE) bench
 
+.venv-methods/ready:
+	$(PYTHON) -m venv .venv-methods && .venv-methods/bin/pip install --quiet --disable-pip-version-check numpy matplotlib && touch .venv-methods/ready
+
+methods: build .venv-methods/ready
+	.venv-methods/bin/python scripts/methods.py $(CT) -o $(if $(OUT),$(OUT),methods) --views $(if $(VIEWS),$(VIEWS),36,24,12) \
+	    --photons $(if $(PHOTONS),$(PHOTONS),1e5)
+
 fuzz:
 	DIFFNR_FUZZ_SECONDS=$(SECONDS_TO_FUZZ) $(CARGO) test -p firmware-bridge --release --locked --test fuzz -- --nocapture
 	DIFFNR_FUZZ_SECONDS=$(SECONDS_TO_FUZZ) $(CARGO) test --release --locked --test formats_fuzz -- --nocapture
@@ -77,4 +86,4 @@ fuzz:
 clean:
 	$(CARGO) clean
 	$(MAKE) -C firmware-bridge clean
-	rm -rf demo .venv .venv-peers
+	rm -rf demo .venv .venv-peers .venv-methods

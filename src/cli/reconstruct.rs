@@ -1,5 +1,6 @@
 //! `diffnr reconstruct`: what all methods share; each method has a file of its own.
 
+mod experiments;
 mod fdk;
 mod inputs;
 mod iterative;

@@ -97,7 +97,7 @@ impl FieldShape {
         if !(4..=24).contains(&self.log2_table) {
             return refuse("log2_table", f64::from(self.log2_table), "must be between 4 and 24");
         }
-        if self.width == 0 || self.width % 16 != 0 || self.width > 128 {
+        if self.width == 0 || !self.width.is_multiple_of(16) || self.width > 128 {
             return refuse("width", self.width as f64, "must be a multiple of 16, at most 128");
         }
         if !(1..=4).contains(&self.hidden_layers) {

@@ -77,7 +77,7 @@ fn refusals_name_field_value_and_what_to_change() {
         ("[preprocess]\ni0 = -3.0", ["preprocess.i0 = -3", "> 0"]),
         ("[preprocess]\nflat = \"nowhere.npy\"", ["preprocess.flat = ", "existing .npy file"]),
         ("[supervise]\nlog_level = \"diffnr=lots\"", ["supervise.log_level = diffnr=lots", "filter"]),
-        ("[reconstruct]\nmethod = \"magic\"", ["reconstruct.method = \"magic\"", "\"fdk\", \"gaussians\""]),
+        ("[reconstruct]\nmethod = \"magic\"", ["reconstruct.method = \"magic\"", "\"fdk\", \"gaussians\", \"field\""]),
         ("[reconstruct]\niterations = 0", ["reconstruct.iterations = 0", "between 1 and"]),
         ("[reconstruct]\ndeadline_s = nan", ["reconstruct.deadline_s = NaN", "between 0.1 and"]),
         (
@@ -90,7 +90,7 @@ fn refusals_name_field_value_and_what_to_change() {
         ),
         ("[reconstruct]\npublish_interval_ms = 0", ["reconstruct.publish_interval_ms = 0", "between 1 and"]),
         ("[reconstruct]\ngaussians = -1", ["reconstruct.gaussians = -1", "between 0 and"]),
-        ("[reconstruct]\ntv_mm = -0.5", ["reconstruct.tv_mm = -0.5", "(default 0.08)"]),
+        ("[reconstruct]\ntv_mm = -0.5", ["reconstruct.tv_mm = -0.5", "between 0 and"]),
         ("[reconstruct]\nphotons = inf", ["reconstruct.photons = inf", "between 1 and"]),
         ("[reconstruct]\nviews_per_iteration = 0", ["reconstruct.views_per_iteration = 0", "between 1 and"]),
         ("[reconstruct]\nseed = -1", ["reconstruct.seed = -1", "between 0 and"]),

@@ -138,11 +138,11 @@ impl Handover {
 
     // The reconstruct thread's side.
 
-    /// A scan has ended and its run is due; one that works on fewer views of it ends.
-    pub(super) fn expect(&self) {
+    /// A scan has ended and its run is due; one that works on fewer views of it ends. Returns whether there was one.
+    pub(super) fn expect(&self) -> bool {
         self.wanted.store(0, Ordering::Release);
         self.published.store(false, Ordering::Release);
-        self.open.store(true, Ordering::Release);
+        self.open.swap(true, Ordering::AcqRel)
     }
 
     /// Hands a scan over and returns the job's number; `None`: the worker is still taking the last one, so try again.
@@ -163,10 +163,10 @@ impl Handover {
         Some(number)
     }
 
-    /// The next scan begins: whatever runs or was due is over.
-    pub(super) fn withdraw(&self) {
+    /// The next scan begins: whatever runs or was due is over. Returns whether there was something.
+    pub(super) fn withdraw(&self) -> bool {
         self.wanted.store(0, Ordering::Release);
-        self.open.store(false, Ordering::Release);
+        self.open.swap(false, Ordering::AcqRel)
     }
 
     /// How the last run ended, once.
@@ -218,15 +218,15 @@ impl Handover {
         self.published.store(published, Ordering::Release);
     }
 
-    /// The run of job `number` is over.
-    pub(super) fn end(&self, number: u64, ended: Option<Ended>) {
-        if let Some(ended) = ended {
-            *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
-        }
-        // Where another is wanted by now, that one is still open.
-        if self.wanted.compare_exchange(number, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+    /// The run of job `number` is over; `false`: it was ended from the other side, and counts as superseded there.
+    pub(super) fn end(&self, number: u64, ended: Ended) -> bool {
+        let mut place = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_mine = self.wanted.compare_exchange(number, 0, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if is_mine {
+            *place = Some(ended);
             self.open.store(false, Ordering::Release);
         }
+        is_mine
     }
 }
 

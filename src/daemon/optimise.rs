@@ -66,20 +66,19 @@ impl<'p> Optimisation<'p> {
                 std::thread::park_timeout(NAP);
                 continue;
             }
-            let ended = self.work(wanted);
-            handover.end(wanted, ended);
+            self.work(wanted);
             done = wanted;
         }
     }
 
     /// One run, from load to last volume.
-    fn work(&mut self, number: u64) -> Option<Ended> {
+    fn work(&mut self, number: u64) {
         let began_ns = monotonic_ns();
         let (iterations, reserve_ns) = (self.iterations, self.reserve_ns);
         let parts = &mut self.parts;
         let job = parts.handover.job();
         if job.number != number {
-            return None;
+            return;
         }
         let header = VolumeHeader {
             method: method_number(parts.recipe.method()),
@@ -111,7 +110,7 @@ impl<'p> Optimisation<'p> {
         let outcome = loaded
             .and_then(|()| self.optimiser.begin(self.compute, None, &watch))
             .and_then(|()| self.optimiser.run(self.compute, Budget::Iterations(iterations), &mut watch));
-        watch.end(outcome.ok(), self.optimiser.volume(), self.optimiser.representation().elements())
+        watch.end(outcome.ok(), self.optimiser.volume(), self.optimiser.representation().elements());
     }
 }
 
@@ -249,7 +248,7 @@ impl Watch<'_> {
     }
 
     /// Publishes what the run came to, and counts how it ended.
-    fn end(&mut self, outcome: Option<Outcome>, values: &[f32], elements: usize) -> Option<Ended> {
+    fn end(&mut self, outcome: Option<Outcome>, values: &[f32], elements: usize) {
         let end = match outcome.map(|outcome| outcome.stopped) {
             _ if !self.is_wanted() => OptimisationEnd::Superseded,
             None => OptimisationEnd::Refused,
@@ -281,11 +280,22 @@ impl Watch<'_> {
                 progress.iterations_planned = iterations as u32;
             }
         });
+        let ended = match end {
+            OptimisationEnd::Done => Ended::Done,
+            _ => Ended::Frozen { number: self.number, has_volume: of_iteration > 0 },
+        };
+        // Which of the two sides comes first decides what the run counts as.
+        let end = if end != OptimisationEnd::Superseded && self.handover.end(self.number, ended) {
+            end
+        } else {
+            OptimisationEnd::Superseded
+        };
         if let Some(optimise) = self.supervision.optimise().as_mut() {
             let counters = &mut optimise.counters;
             match end {
                 OptimisationEnd::Done => counters.done += 1,
-                OptimisationEnd::Superseded => counters.superseded += 1,
+                // Counted by whoever ended it; a stop is not counted.
+                OptimisationEnd::Superseded => {}
                 OptimisationEnd::Diverged => counters.diverged += 1,
                 OptimisationEnd::DeadlineMissed => counters.deadlines_missed += 1,
                 OptimisationEnd::Refused => counters.refused += 1,
@@ -296,14 +306,9 @@ impl Watch<'_> {
             end,
             iterations: iterations as u32,
             planned: self.iterations as u32,
-            residual,
+            residual: self.residual,
             seconds: monotonic_ns().saturating_sub(self.began_ns) as f64 / 1e9,
         });
-        match end {
-            OptimisationEnd::Done => Some(Ended::Done),
-            OptimisationEnd::Superseded => None,
-            _ => Some(Ended::Frozen { number: self.number, has_volume: of_iteration > 0 }),
-        }
     }
 }
 

@@ -155,6 +155,7 @@ impl<'p> Pipeline<'p> {
         if self.scan.is_running() {
             self.end_scan();
         }
+        self.heed_optimisation();
         self.account(monotonic_ns());
         Ok(())
     }
@@ -366,8 +367,9 @@ impl<'p> Pipeline<'p> {
         self.owed = outcome.is_err() && moment == Moment::End;
         self.published(outcome);
         if let (Moment::End, Some(handover)) = (moment, &self.handover) {
-            handover.expect();
+            let superseded = handover.expect();
             (self.offer_due, self.offered) = (true, 0);
+            self.count_superseded(superseded);
         }
         self.supervision.reconstruct().counters.publish_ns += monotonic_ns() - began_ns;
     }
@@ -379,16 +381,18 @@ impl<'p> Pipeline<'p> {
     /// The next scan begins: what works on the one before ends.
     fn end_optimisation(&mut self) {
         let Some(handover) = &self.handover else { return };
-        handover.withdraw();
-        if std::mem::take(&mut self.offer_due)
-            && let Some(optimise) = self.supervision.optimise().as_mut()
-        {
-            optimise.counters.superseded += 1;
-        }
-        self.offered = 0;
+        let superseded = handover.withdraw();
         self.publisher.announce(handover.iterations());
+        self.count_superseded(superseded);
+        (self.offer_due, self.offered) = (false, 0);
         if let Some(store) = &mut self.store {
             store.clear();
+        }
+    }
+
+    fn count_superseded(&self, superseded: bool) {
+        if let Some(optimise) = self.supervision.optimise().as_mut() {
+            optimise.counters.superseded += u64::from(superseded);
         }
     }
 

@@ -4,5 +4,6 @@
 mod command_line;
 mod end_to_end;
 mod faults;
+mod optimised;
 mod restarts;
 mod support;

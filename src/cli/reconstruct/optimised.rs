@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::experiments::Varied;
 use super::{Arguments, Job, Method, Reconstructed, failure, memory};
 use crate::cli::Failure;
 use crate::error::exit;
+use crate::geometry::VolumeGrid;
 use crate::reconstruct::optimise::{self, Budget, OptimiseError, OptimiseSettings, Recipe};
 use crate::represent::field::FieldPlan;
 use crate::represent::gaussians::GaussianPlan;
@@ -34,8 +36,9 @@ pub(super) struct Options {
     /// Seed of everything random [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    #[arg(long = "set", value_name = "NAME=VALUE", hide = true)]
-    set: Vec<String>,
+    /// Change one inner number of the method, for experiments (docs/methods.md); a wrong name lists all
+    #[arg(long, value_name = "NAME=VALUE")]
+    experiment: Vec<String>,
 }
 
 impl Options {
@@ -48,16 +51,10 @@ impl Options {
             ("--photons", self.photons.is_some()),
             ("--hold-back-rays", self.hold_back_rays.is_some()),
             ("--seed", self.seed.is_some()),
+            ("--experiment", !self.experiment.is_empty()),
         ]
         .into_iter()
         .find_map(|(option, given)| given.then_some(option))
-    }
-
-    fn get(&self, name: &str, default: f64) -> f64 {
-        self.set
-            .iter()
-            .find_map(|s| s.split_once('=').filter(|(n, _)| *n == name).and_then(|(_, v)| v.parse().ok()))
-            .unwrap_or(default)
     }
 
     /// What was given over the defaults.
@@ -67,62 +64,23 @@ impl Options {
         settings.data.photons = self.photons.unwrap_or(settings.data.photons);
         settings.hold_back_one_in = self.hold_back_rays.map_or(settings.hold_back_one_in, |n| n as usize);
         settings.seed = self.seed.unwrap_or(settings.seed);
-        settings.tv_epsilon_per_mm = self.get("eps", f64::from(settings.tv_epsilon_per_mm)) as f32;
-        settings.data.model_error = self.get("model", settings.data.model_error);
-        settings.data.modulus = self.get("modulus", f64::from(settings.data.modulus)) as f32;
-        settings.data.squares = self.get("squares", f64::from(settings.data.squares)) as f32;
-        settings.data.dissimilarity = self.get("ssim", f64::from(settings.data.dissimilarity)) as f32;
-        settings.approach_iterations = self.get("approach", settings.approach_iterations as f64) as usize;
-        settings.sharpness = self.get("sharp", f64::from(settings.sharpness)) as f32;
-        settings.fit_iterations = self.get("fit", settings.fit_iterations as f64) as usize;
-        settings.views_per_iteration = self.get("views", settings.views_per_iteration as f64) as usize;
         settings
     }
 }
 
-/// The representation that the arguments ask for.
-fn method(arguments: &Arguments, grid: &crate::geometry::VolumeGrid, seed: u64) -> optimise::Method {
-    let o = &arguments.optimised;
-    if arguments.method == Method::Field {
-        let mut plan = FieldPlan::for_grid(grid, seed);
-        let levels = o.get("levels", plan.shape.levels as f64) as usize;
-        let coarsest = o.get("coarsest", plan.shape.coarsest_cells as f64) as usize;
-        let finest = o.get("finest", 128.0) as usize;
-        plan.shape.levels = levels;
-        plan.shape.coarsest_cells = coarsest;
-        plan.shape.growth = crate::compute::field::FieldShape::growth_to(coarsest, finest, levels);
-        plan.shape.features = o.get("features", plan.shape.features as f64) as usize;
-        plan.shape.log2_table = o.get("table", f64::from(plan.shape.log2_table)) as u32;
-        plan.shape.width = o.get("width", plan.shape.width as f64) as usize;
-        plan.shape.hidden_layers = o.get("hidden", plan.shape.hidden_layers as f64) as usize;
-        plan.rates.tables = o.get("rt", f64::from(plan.rates.tables)) as f32;
-        plan.rates.network = o.get("rn", f64::from(plan.rates.network)) as f32;
-        plan.decay = o.get("decay", f64::from(plan.decay)) as f32;
-        plan.jitter = o.get("jitter", 1.0) > 0.0;
-        return optimise::Method::Field(plan);
-    }
-    let mut number = o.gaussians.map(|n| n as usize);
-    if o.get("n", 0.0) > 0.0 {
-        number = Some((o.get("n", 0.0) * grid.len() as f64) as usize);
-    }
-    let mut plan = GaussianPlan::for_grid(grid, number, seed);
-    let voxel_mm = grid.voxel_mm.min_element() as f32;
-    plan.limits.capacity = (o.get("capacity", 1.0) * plan.limits.capacity as f64) as usize;
-    plan.limits.low_pass_mm = o.get("lp", f64::from(plan.limits.low_pass_mm / voxel_mm)) as f32 * voxel_mm;
-    plan.limits.smallest_scale_mm =
-        o.get("smallest", f64::from(plan.limits.smallest_scale_mm / voxel_mm)) as f32 * voxel_mm;
-    let s = &mut plan.schedule;
-    s.initialisation.density_factor = o.get("df", f64::from(s.initialisation.density_factor)) as f32;
-    s.initialisation.scale_factor = o.get("sf", f64::from(s.initialisation.scale_factor)) as f32;
-    s.rates.density = o.get("rd", f64::from(s.rates.density)) as f32;
-    s.rates.position_mm = o.get("rp", f64::from(s.rates.position_mm)) as f32;
-    s.rates.log_scale = o.get("rs", f64::from(s.rates.log_scale)) as f32;
-    s.rates.rotation = o.get("rr", f64::from(s.rates.rotation)) as f32;
-    s.decay = o.get("decay", f64::from(s.decay)) as f32;
-    s.adapt_every = o.get("every", f64::from(s.adapt_every)) as u32;
-    s.adapt_share = o.get("share", f64::from(s.adapt_share)) as f32;
-    s.prune_below = o.get("prune", f64::from(s.prune_below)) as f32;
-    optimise::Method::Gaussians(plan)
+/// The representation that the arguments ask for, and how it is optimised.
+fn chosen(arguments: &Arguments, grid: &VolumeGrid) -> Result<(OptimiseSettings, optimise::Method), Failure> {
+    let options = &arguments.optimised;
+    let mut settings = options.settings();
+    let mut method = if arguments.method == Method::Field {
+        optimise::Method::Field(FieldPlan::for_grid(grid, settings.seed))
+    } else {
+        let number = options.gaussians.map(|n| n as usize);
+        optimise::Method::Gaussians(GaussianPlan::for_grid(grid, number, settings.seed))
+    };
+    let mut varied = Varied { settings: &mut settings, method: &mut method, grid };
+    options.experiment.iter().try_for_each(|text| varied.apply(text))?;
+    Ok((settings, method))
 }
 
 fn refused(error: OptimiseError) -> Failure {
@@ -137,8 +95,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let begin = Instant::now();
     let arguments = job.arguments;
     let options = &arguments.optimised;
-    let settings = options.settings();
-    let method = method(arguments, &job.grid, settings.seed);
+    let (settings, method) = chosen(arguments, &job.grid)?;
     let default = optimise::usual_iterations(&method);
     let iterations = arguments.iterations.map_or(default, |n| n as usize);
     let deadline = match options.deadline {

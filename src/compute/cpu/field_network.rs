@@ -8,6 +8,8 @@
 
 // Generic SIMD over buffers whose sizes are settled in `Sizes`.
 #![allow(unsafe_code)]
+// Indices name lanes and rows of registers, in several arrays at once.
+#![allow(clippy::needless_range_loop)]
 
 use super::super::field::FieldShape;
 use super::field_lanes::{FieldLanes, softplus_with_slope};

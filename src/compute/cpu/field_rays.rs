@@ -5,6 +5,8 @@
 
 // Loads at entries that the levels bound; compiled for each level.
 #![allow(unsafe_code)]
+// Indices name lanes and rows of registers, in several arrays at once.
+#![allow(clippy::needless_range_loop)]
 
 use glam::DVec3;
 use rand::RngExt;

@@ -89,7 +89,7 @@ impl Reference<'_> {
                     let upper = DVec3::from_array([2, 1, 0].map(|bit| f64::from(corner >> bit & 1)));
                     let node = (low + upper).to_array().map(|c| c as u64);
                     let entry = if level.hashed {
-                        (node[0] * 2_654_435_761 ^ node[1] * 805_459_861 ^ node[2]) % level.entries as u64
+                        ((node[0] * 2_654_435_761) ^ (node[1] * 805_459_861) ^ node[2]) % level.entries as u64
                     } else {
                         (node[0] * level.nodes[1] as u64 + node[1]) * level.nodes[2] as u64 + node[2]
                     };

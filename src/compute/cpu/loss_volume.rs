@@ -11,6 +11,8 @@
 
 // Generic SIMD on slices whose strides are checked; tasks write disjoint slices.
 #![allow(unsafe_code)]
+// Indices name lanes and rows of registers, in several arrays at once.
+#![allow(clippy::needless_range_loop)]
 
 use std::ops::Range;
 

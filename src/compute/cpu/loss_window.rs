@@ -19,6 +19,8 @@
 // Generic SIMD on rows of a buffer whose size is checked at the start.
 // No closure may hold a lane operation: it would be compiled without the level's features.
 #![allow(unsafe_code)]
+// Indices name lanes and rows of registers, in several arrays at once.
+#![allow(clippy::needless_range_loop)]
 
 use std::ops::Range;
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::views::{Judged, MeasuredViews};
 use super::{Budget, OptimiseError, OptimisePlan, Pace, ScanViews};
-use crate::compute::Operations;
+use crate::compute::{ComputeError, Operations};
 use crate::reconstruct::{Observer, Outcome as IterativeOutcome, Progress, ReconstructError, StopReason};
 use crate::represent::{Representation, Stage};
 
@@ -220,7 +220,12 @@ impl Optimiser {
         self.views.held_back = (0.0, 0);
         while pace.iterations().is_none_or(|count| done < count) {
             let began = Instant::now();
-            match self.iterate(compute, done, pace.share(done), observer)? {
+            let judged = match self.iterate(compute, done, pace.share(done), observer) {
+                // An operation refuses parameters or projections that are no numbers.
+                Err(error) if is_of_a_value(&error) => Judged::Diverged(f64::NAN),
+                judged => judged?,
+            };
+            match judged {
                 Judged::Residual(of_its_volume) => residual = of_its_volume,
                 Judged::Interrupted => {
                     stopped = StopReason::Interrupted;
@@ -295,7 +300,10 @@ impl Optimiser {
     /// The representation as it is now; whether it is a volume at all. It may still be no good: only its residual tells.
     pub(super) fn voxelise(&mut self, compute: &dyn Operations) -> Result<bool, OptimiseError> {
         self.keep_good();
-        self.representation.voxelise(compute, &self.plan.grid, None, &mut self.volume)?;
+        match self.representation.voxelise(compute, &self.plan.grid, None, &mut self.volume) {
+            Err(ComputeError::Value { .. }) => return Ok(false),
+            voxelised => voxelised?,
+        }
         // Not one NaN or infinity: only then all values times 0 add up to 0.
         Ok(self.volume.par_chunks(1 << 16).all(|part| part.iter().map(|value| value * 0.0).sum::<f32>() == 0.0))
     }
@@ -343,6 +351,10 @@ impl Optimiser {
     }
 }
 
+fn is_of_a_value(error: &OptimiseError) -> bool {
+    matches!(error, OptimiseError::Reconstruct(ReconstructError::Compute(ComputeError::Value { .. })))
+}
+
 /// Memory for so many floats.
 pub(super) fn floats(buffer: &'static str, count: usize) -> Result<Vec<f32>, ReconstructError> {
     let mut vec = Vec::new();
@@ -350,3 +362,6 @@ pub(super) fn floats(buffer: &'static str, count: usize) -> Result<Vec<f32>, Rec
     vec.resize(count, 0.0f32);
     Ok(vec)
 }
+
+#[cfg(test)]
+mod tests;
