@@ -13,6 +13,7 @@ use crate::reconstruct::{FdkAccumulator, FdkPlan, FdkSettings, Observer, Progres
 
 /// Options of FDK.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 #[command(next_help_heading = "FDK")]
 pub(super) struct Options {
     /// Window of the ramp filter and its cut-off, a share of the highest frequency: ram-lak, shepp-logan, cosine, hamming or hann, e.g.

@@ -38,6 +38,7 @@ impl Weights {
 
 /// Options of the classical iterative methods.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 #[command(next_help_heading = "os-sart, asd-pocs")]
 pub(super) struct Options {
     /// Views of an ordered subset [default: a 36th of all, at least 1]
@@ -104,6 +105,7 @@ impl Options {
 
 /// Options of ASD-POCS.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 #[command(next_help_heading = "asd-pocs")]
 pub(super) struct AsdPocsOptions {
     /// Steps of the descent of total variation in each iteration [default: 20]

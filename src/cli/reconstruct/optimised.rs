@@ -15,6 +15,7 @@ use crate::represent::gaussians::GaussianPlan;
 
 /// Options of the methods that optimise a representation.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 #[command(next_help_heading = "gaussians, field")]
 pub(super) struct Options {
     /// Seconds until the volume must be there, counted from when the scan is read: the first iterations are timed, the number that fits is

@@ -24,6 +24,7 @@ const POINTS: usize = 100;
 
 /// Options of the trace.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 #[command(next_help_heading = "Trace")]
 pub(super) struct Options {
     /// Write seconds, iteration, residual and (where the scene has a vol_gt) PSNR while the method works

@@ -13,8 +13,9 @@ use crate::reconstruct::{Observer, ReconstructError};
 
 use super::run::floats;
 
-/// A residual above this many times that of an empty volume is no progress any more.
-const DIVERGED: f64 = 4.0;
+/// A residual above this many times that of an empty volume is no progress any more. The first steps of Adam, all of full length, may
+/// overshoot several times.
+const DIVERGED: f64 = 100.0;
 
 /// What a volume's loss came to.
 pub(super) enum Judged {
