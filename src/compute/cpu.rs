@@ -24,8 +24,6 @@ mod gaussian_operations;
 mod gaussian_project;
 mod gaussian_project_backward;
 mod gaussian_shape;
-mod gaussian_steps;
-mod gaussian_stretches;
 mod gaussian_view;
 mod gaussian_voxel;
 mod gaussian_voxelise;

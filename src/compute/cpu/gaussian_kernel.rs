@@ -71,7 +71,7 @@ pub(super) unsafe fn voxel_with_slope<W: Wide>(minus_y: W::V) -> (W::V, W::V) {
 }
 
 /// `exp(-Q)`.
-pub(super) const EDGE: f32 = 8.315_287e-7;
+const EDGE: f32 = 8.315_287e-7;
 
 /// A Gaussian's mass over that of the endless Gaussian `rho (2 pi)^(3/2) s1 s2 s3`.
 #[cfg(test)]

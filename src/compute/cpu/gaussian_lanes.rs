@@ -13,10 +13,6 @@ use super::lanes::{Avx2, Avx512, Lanes};
 /// Coefficients of `2^f` on [-1/2, 1/2], lowest first: relative error 7.5e-8, in float32 2.3e-7.
 const POWER: [f32; 6] = [1.000_000_1, 0.693_146_97, 0.240_221_2, 0.055_507_133, 0.009_675_541, 0.001_327_647_1];
 
-/// The same to 1.9e-9, which float32's rounding makes 1e-7.
-const FINE_POWER: [f32; 7] =
-    [1.0, std::f32::consts::LN_2, 0.240_226_46, 0.055_503_286, 0.009_618_489, 0.001_339_993_1, 0.000_153_458_12];
-
 /// A register of `N` floats.
 ///
 /// # Safety
@@ -60,19 +56,7 @@ pub(super) trait Wide {
     /// `1 / a` to 4e-4 only.
     unsafe fn rough_reciprocal(a: Self::V) -> Self::V;
     /// `2^x` for `-120 < x <= 0` to 3e-7 (relative); any number elsewhere.
-    #[inline(always)]
-    unsafe fn power(x: Self::V) -> Self::V {
-        // SAFETY: the caller's.
-        unsafe { Self::power_by(x, &POWER) }
-    }
-    /// `2^x` for `-120 < x < 120` to 1e-7 (relative); any number elsewhere.
-    #[inline(always)]
-    unsafe fn fine_power(x: Self::V) -> Self::V {
-        // SAFETY: the caller's.
-        unsafe { Self::power_by(x, &FINE_POWER) }
-    }
-    /// `2^x` with the polynomial given for its fraction.
-    unsafe fn power_by<const TERMS: usize>(x: Self::V, coefficients: &[f32; TERMS]) -> Self::V;
+    unsafe fn power(x: Self::V) -> Self::V;
     /// Sum of all lanes, in a fixed order.
     unsafe fn sum(a: Self::V) -> f32;
     /// Lanes in which `a <= b`, of the first `count`.
@@ -230,11 +214,11 @@ impl Wide for Avx512 {
         unsafe { _mm512_rcp14_ps(a) }
     }
     #[inline(always)]
-    unsafe fn power_by<const TERMS: usize>(x: __m512, coefficients: &[f32; TERMS]) -> __m512 {
+    unsafe fn power(x: __m512) -> __m512 {
         // SAFETY: the trait's contract.
         unsafe {
             let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
-            _mm512_scalef_ps(polynomial::<Self, TERMS>(_mm512_sub_ps(x, whole), coefficients), whole)
+            _mm512_scalef_ps(polynomial::<Self, 6>(_mm512_sub_ps(x, whole), &POWER), whole)
         }
     }
     #[inline(always)]
@@ -392,11 +376,11 @@ impl Wide for Avx2 {
         unsafe { _mm256_rcp_ps(a) }
     }
     #[inline(always)]
-    unsafe fn power_by<const TERMS: usize>(x: __m256, coefficients: &[f32; TERMS]) -> __m256 {
+    unsafe fn power(x: __m256) -> __m256 {
         // SAFETY: the trait's contract. The whole part is added to the exponent's bits.
         unsafe {
             let whole = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
-            let fraction = polynomial::<Self, TERMS>(_mm256_sub_ps(x, whole), coefficients);
+            let fraction = polynomial::<Self, 6>(_mm256_sub_ps(x, whole), &POWER);
             let exponent = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(whole));
             _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(fraction), exponent))
         }
@@ -545,12 +529,12 @@ impl Wide for Plain {
         1.0 / a
     }
     #[inline(always)]
-    unsafe fn power_by<const TERMS: usize>(x: f32, coefficients: &[f32; TERMS]) -> f32 {
+    unsafe fn power(x: f32) -> f32 {
         // Rounded by the trick of adding and taking away 1.5 * 2^23: no call, no branch.
         const ROUND: f32 = 12_582_912.0;
         let whole = (x + ROUND) - ROUND;
         // SAFETY: plain arithmetic.
-        let fraction = unsafe { polynomial::<Self, TERMS>(x - whole, coefficients) };
+        let fraction = unsafe { polynomial::<Self, 6>(x - whole, &POWER) };
         f32::from_bits(fraction.to_bits().wrapping_add((whole as i32 as u32) << 23))
     }
     #[inline(always)]

@@ -4,18 +4,16 @@
 //! `y = kx x^2 + ky (y - my x)^2 + kz (z - zx x - zy y)^2` (times [`super::gaussian_kernel::Y_OF_Q`]): no cancellation for needles, and the
 //! voxels within the cut-off in a row along z follow from one root.
 
-#![forbid(unsafe_code)]
-
-use std::ops::Range;
+// Generic SIMD, see `gaussian_lanes`.
+#![allow(unsafe_code)]
 
 use bytemuck::{Pod, Zeroable};
 use glam::DVec3;
 
-use super::super::ComputeError;
 use super::super::gaussians::CUTOFF;
 use super::gaussian_kernel::{Y_CUTOFF, Y_OF_Q};
+use super::gaussian_lanes::Wide;
 use super::gaussian_shape::{Shape, ShapeGradient, Symmetric};
-use super::gaussian_steps::MOST_REGISTERS;
 use crate::geometry::VolumeGrid;
 
 /// What the inner loops need of one Gaussian on a grid.
@@ -23,37 +21,19 @@ use crate::geometry::VolumeGrid;
 #[repr(C)]
 pub(super) struct VoxelFootprint {
     pub(super) amplitude: f32,
-    pub(super) kx: f32,
-    pub(super) ky: f32,
+    kx: f32,
+    ky: f32,
     pub(super) kz: f32,
-    pub(super) my: f32,
-    pub(super) zx: f32,
-    pub(super) zy: f32,
+    my: f32,
+    zx: f32,
+    zy: f32,
     /// The voxel next to the centre, and how far the centre lies behind it.
-    pub(super) voxel: [i32; 3],
-    pub(super) fraction: [f32; 3],
-    /// See [`VoxelFootprint::planes`].
-    planes: [u16; 2],
-    /// `2^-2 (ky + kz zy^2)`, by which the ratio of neighbouring rows changes from row to row, and what float32 leaves of it; not above 0
-    /// where [`super::gaussian_steps`] must not be used.
-    pub(super) bend: f32,
-    pub(super) bend_rest: f32,
-}
-const _: () = assert!(VOXEL_FOOTPRINT_FLOATS == 16, "a footprint is one cache line");
-
-/// Refuses a grid whose planes a [`VoxelFootprint`] cannot count.
-pub(super) fn check_grid(operation: &'static str, grid: &VolumeGrid) -> Result<(), ComputeError> {
-    // Planes are counted in 16 bits, voxels of two planes in 31.
-    match grid.voxels.iter().zip([65_535, 32_768, 32_768]).position(|(&voxels, most)| voxels > most) {
-        None => Ok(()),
-        Some(index) => Err(ComputeError::Value {
-            operation,
-            parameter: "grid.voxels",
-            index,
-            value: grid.voxels[index] as f32,
-            requirement: "must be at most 65535 along x and 32768 along y and z: work on parts of the grid",
-        }),
-    }
+    voxel: [i32; 3],
+    fraction: [f32; 3],
+    /// Planes `first..end` across x with a voxel within the cut-off, within the grid; empty where there is none.
+    pub(super) first_plane: i32,
+    pub(super) end_plane: i32,
+    padding: f32,
 }
 
 /// Floats a [`VoxelFootprint`] takes in the scratch.
@@ -63,9 +43,70 @@ pub(super) const VOXEL_FOOTPRINT_FLOATS: usize = size_of::<VoxelFootprint>() / s
 #[derive(Debug, Clone, Copy)]
 pub(super) struct VoxelPlane {
     pub(super) x: f32,
-    pub(super) y_of_x: f32,
+    y_of_x: f32,
     pub(super) first: usize,
     pub(super) end: usize,
+}
+
+/// Room for stretches; the last register of a store may touch [`SPARE`] more.
+const ROOM: usize = 256;
+const SPARE: usize = 16;
+
+/// Stretches of rows along z, as long as a register at most, of one footprint: listed before they are worked on, so that the work is one loop whose
+/// length is known, instead of three nested ones whose ends a processor cannot foresee.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub(super) struct Stretches {
+    pub(super) count: usize,
+    /// The plane whose first voxel `at` counts from.
+    pub(super) plane: usize,
+    /// Whether a register from one of the stretches' first voxels on may reach behind its row.
+    pub(super) ragged: bool,
+    /// The first voxel.
+    pub(super) at: [i32; ROOM + SPARE],
+    pub(super) x: [f32; ROOM + SPARE],
+    /// `y - my x`.
+    pub(super) e: [f32; ROOM + SPARE],
+    /// `z - zx x - zy y` at the first voxel.
+    pub(super) f: [f32; ROOM + SPARE],
+    /// Minus the part of the squared distance that the row shares.
+    pub(super) minus_y0: [f32; ROOM + SPARE],
+}
+
+impl Stretches {
+    pub(super) const EMPTY: Self = Self {
+        count: 0,
+        plane: 0,
+        ragged: false,
+        at: [0; ROOM + SPARE],
+        x: [0.0; ROOM + SPARE],
+        e: [0.0; ROOM + SPARE],
+        f: [0.0; ROOM + SPARE],
+        minus_y0: [0.0; ROOM + SPARE],
+    };
+
+    /// Lanes from stretch `k`'s first voxel to the end of its row of `voxels`; all where the list is not ragged.
+    #[inline(always)]
+    pub(super) fn left(&self, k: usize, voxels: usize) -> usize {
+        if self.ragged { voxels - self.at[k] as usize % voxels } else { usize::MAX }
+    }
+}
+
+/// Where [`VoxelFootprint::list`] goes on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Walk {
+    plane: usize,
+    end: usize,
+    /// Rows and stretches of the plane that were listed before.
+    row: usize,
+    stretches: usize,
+}
+
+impl Walk {
+    /// Over planes across x.
+    pub(super) const fn over(planes: std::ops::Range<usize>) -> Self {
+        Self { plane: planes.start, end: planes.end, row: 0, stretches: 0 }
+    }
 }
 
 /// `first..end` of the whole numbers within `middle ± half` from `anchor` on, within `0..count`.
@@ -78,12 +119,6 @@ fn whole(middle: f32, half: f32, anchor: i32, count: usize) -> Option<(usize, us
 }
 
 impl VoxelFootprint {
-    /// Planes across x with a voxel within the cut-off, within the grid; empty where there is none.
-    #[inline(always)]
-    pub(super) fn planes(&self) -> Range<usize> {
-        usize::from(self.planes[0])..usize::from(self.planes[1])
-    }
-
     /// Plane `ix`'s rows.
     #[inline(always)]
     pub(super) fn plane(&self, ix: usize, rows: usize) -> Option<VoxelPlane> {
@@ -92,6 +127,98 @@ impl VoxelFootprint {
         let half = ((Y_CUTOFF as f32 - y_of_x) / self.ky).sqrt();
         let (first, end) = whole(self.fraction[1] + self.my * x, half, self.voxel[1], rows)?;
         Some(VoxelPlane { x, y_of_x, first, end })
+    }
+
+    /// Lists stretches from where `walk` stands on, as many as there is room for; `false` where there is none left.
+    ///
+    /// # Safety
+    /// As [`Wide`].
+    #[inline(always)]
+    pub(super) unsafe fn list<W: Wide>(&self, walk: &mut Walk, [rows, voxels]: [usize; 2], to: &mut Stretches) -> bool {
+        to.count = 0;
+        to.ragged = false;
+        to.plane = walk.plane;
+        while walk.plane < walk.end {
+            let offset = (walk.plane - to.plane) * rows * voxels;
+            // Integers of 32 bits count from the list's first plane.
+            if offset > 1 << 30 && to.count > 0 {
+                return true;
+            }
+            if let Some(plane) = self.plane(walk.plane, rows) {
+                let mut iy = plane.first.max(walk.row);
+                while iy < plane.end {
+                    // SAFETY: the caller's.
+                    if !unsafe {
+                        self.list_rows::<W>(&plane, iy, offset + iy * voxels, voxels, &mut walk.stretches, to)
+                    } {
+                        walk.row = iy;
+                        return true;
+                    }
+                    iy += W::N;
+                }
+            }
+            walk.plane += 1;
+            walk.row = 0;
+        }
+        to.count > 0
+    }
+
+    /// Lists a register of rows from `iy` on; `false` where there was no room for all, `done` then says how many stretches a row were listed.
+    #[inline(always)]
+    unsafe fn list_rows<W: Wide>(
+        &self,
+        plane: &VoxelPlane,
+        iy: usize,
+        offset: usize,
+        voxels: usize,
+        done: &mut usize,
+        to: &mut Stretches,
+    ) -> bool {
+        // SAFETY: the caller's; a whole register fits behind `ROOM`.
+        unsafe {
+            // From the centre's row, in the plane's shear.
+            let shift = self.my * plane.x;
+            let e = W::add(W::splat((iy as i32 - self.voxel[1]) as f32 - self.fraction[1] - shift), W::ramp());
+            let e2 = W::mul(e, e);
+            let minus_y0 = W::fma(e2, W::splat(-self.ky), W::splat(-plane.y_of_x));
+            let per_kz = 1.0 / self.kz;
+            // Less than 0 beyond the ellipsoid: at most one voxel is then tried, and found beyond the cut-off.
+            let inside = (Y_CUTOFF as f32 - plane.y_of_x) * per_kz;
+            let square = W::fma(e2, W::splat(-self.ky * per_kz), W::splat(inside));
+            let half = W::root(W::max(square, W::splat(0.0)));
+            let middle = self.fraction[2] + self.zx * plane.x + self.zy * shift;
+            let middle = W::fma(W::splat(self.zy), e, W::splat(middle));
+            let anchor = self.voxel[2] as f32;
+            let mut first = W::max(W::ceil(W::sub(middle, half)), W::splat(-anchor));
+            let high = W::min(W::floor(W::add(middle, half)), W::splat(voxels as f32 - 1.0 - anchor));
+            if *done > 0 {
+                first = W::add(first, W::splat((*done * W::N) as f32));
+            }
+            // The first voxel from which on a register reaches behind the row.
+            let ragged = W::splat(voxels as f32 - (W::N - 1) as f32 - anchor);
+            loop {
+                let kept = W::ordered(first, high, plane.end - iy);
+                let count = W::count(kept);
+                if count == 0 {
+                    *done = 0;
+                    return true;
+                }
+                if to.count + count > ROOM {
+                    return false;
+                }
+                let at = to.count;
+                let start = offset as i32 + self.voxel[2];
+                W::store_kept_whole(to.at[at..].as_mut_ptr(), kept, first, start, voxels as i32);
+                to.ragged |= W::count(W::ordered(ragged, first, W::N)) > 0;
+                W::store(to.x[at..].as_mut_ptr(), W::splat(plane.x));
+                W::store_kept(to.e[at..].as_mut_ptr(), kept, e);
+                W::store_kept(to.f[at..].as_mut_ptr(), kept, W::sub(first, middle));
+                W::store_kept(to.minus_y0[at..].as_mut_ptr(), kept, minus_y0);
+                to.count += count;
+                *done += 1;
+                first = W::add(first, W::splat(W::N as f32));
+            }
+        }
     }
 }
 
@@ -103,9 +230,9 @@ pub(super) struct Placed {
     zy: f64,
 }
 
-/// How a grid holds a Gaussian, for registers of `lanes`; `None` where no voxel is within the cut-off.
+/// How a grid holds a Gaussian; `None` where no voxel is within the cut-off.
 #[inline(always)]
-pub(super) fn place(grid: &VolumeGrid, shape: &Shape, lanes: usize) -> Option<(Placed, VoxelFootprint)> {
+pub(super) fn place(grid: &VolumeGrid, shape: &Shape) -> Option<(Placed, VoxelFootprint)> {
     let step = grid.voxel_mm;
     let centre = (shape.centre() - grid.origin_mm()) / step;
     let (s, p) = (&shape.covariance.0, &shape.precision.0);
@@ -130,48 +257,28 @@ pub(super) fn place(grid: &VolumeGrid, shape: &Shape, lanes: usize) -> Option<(P
         zx: -p[2] * step.x / (p[5] * step.z),
         zy: -p[4] * step.y / (p[5] * step.z),
     };
-    let reach_x = reach[0] / step.x;
-    let first_plane = (centre.x - reach_x).ceil().max(0.0);
-    let end_plane = ((centre.x + reach_x).floor() + 1.0).min(grid.voxels[0] as f64);
+    let reach = reach[0] / step.x;
+    let first_plane = (centre.x - reach).ceil().max(0.0);
+    let end_plane = ((centre.x + reach).floor() + 1.0).min(grid.voxels[0] as f64);
     if first_plane >= end_plane {
         return None;
     }
-    let (ky, kz) = (Y_OF_Q / syy, Y_OF_Q * pzz);
-    let bend = bend(grid.voxels[2], lanes, [ky, kz, placed.zy], centre.z, reach[2] / step.z);
     let voxel = centre.round();
     let footprint = VoxelFootprint {
         amplitude: shape.amplitude as f32,
         kx: (Y_OF_Q / sxx) as f32,
-        ky: ky as f32,
-        kz: kz as f32,
+        ky: (Y_OF_Q / syy) as f32,
+        kz: (Y_OF_Q * pzz) as f32,
         my: placed.my as f32,
         zx: placed.zx as f32,
         zy: placed.zy as f32,
         voxel: voxel.to_array().map(|c| c as i32),
         fraction: (centre - voxel).to_array().map(|c| c as f32),
-        planes: [first_plane as u16, end_plane as u16],
-        bend: bend as f32,
-        bend_rest: (bend - f64::from(bend as f32)) as f32,
+        first_plane: first_plane as i32,
+        end_plane: end_plane as i32,
+        padding: 0.0,
     };
     Some((placed, footprint))
-}
-
-/// [`VoxelFootprint::bend`]: usable only where a window of registers over the footprint holds no voxel of which float32 could not hold `2^-y`.
-#[inline(always)]
-fn bend(row: usize, lanes: usize, [ky, kz, zy]: [f64; 3], centre: f64, reach: f64) -> f64 {
-    let (half_y, half_z) = ((Y_CUTOFF / ky).sqrt(), (Y_CUTOFF * (zy * zy / ky + 1.0 / kz)).sqrt());
-    let window = lanes as f64 * ((2.0 * half_z + 1.0) / lanes as f64).ceil();
-    // A window lies about its plane's middle, but for the grid's ends.
-    let middle = centre - reach > 0.5 * window + 1.0 && centre + reach < row as f64 - 0.5 * window - 2.0;
-    let beside = if middle { 0.5 * window } else { window };
-    let farthest = beside + 1.5 + zy.abs() * half_y;
-    let change = 2.0 * (ky + kz * zy * zy);
-    let usable = lanes > 1
-        && window <= row.min(MOST_REGISTERS * lanes) as f64
-        && kz * farthest * farthest <= 100.0
-        && 2.0 * kz * zy.abs() * window <= 100.0
-        && change <= 100.0;
-    if usable { (-change).exp2() } else { -1.0 }
 }
 
 /// Sums over the voxels of a footprint: with `G` the loss's gradient by the voxel, `value = sum G g3`, the others weigh by `-2 G dg3/dq`:

@@ -9,8 +9,6 @@
 // Generic SIMD on rows whose ends are checked before.
 #![allow(unsafe_code)]
 
-use std::ops::Range;
-
 use bytemuck::Zeroable;
 use rayon::prelude::*;
 
@@ -21,9 +19,7 @@ use super::gaussian_kernel::{Y_CUTOFF, voxel_with_slope};
 use super::gaussian_lanes::{Plain, Wide, at_each_level};
 use super::gaussian_project::{lines, shapes};
 use super::gaussian_shape::{SHAPE_FLOATS, Shape, check_set};
-use super::gaussian_steps::{Columns, Steps};
-use super::gaussian_stretches::{Stretches, Walk};
-use super::gaussian_voxel::{VOXEL_FOOTPRINT_FLOATS, VoxelFootprint, check_grid, place};
+use super::gaussian_voxel::{Stretches, VOXEL_FOOTPRINT_FLOATS, VoxelFootprint, Walk, place};
 use super::scratch::{Need, Scratch};
 use super::simd::SimdLevel;
 use crate::geometry::VolumeGrid;
@@ -54,7 +50,6 @@ pub(super) fn gaussian_voxelise(
     volume: &mut [f32],
 ) -> Result<(), ComputeError> {
     check_set(OPERATION, set)?;
-    check_grid(OPERATION, grid)?;
     volume.fill(0.0);
     let n = set.len();
     if volume.is_empty() || n == 0 {
@@ -97,16 +92,16 @@ pub(super) fn gaussian_voxelise(
 
 /// Slabs that a footprint touches.
 #[inline(always)]
-fn slabs_of(footprint: &VoxelFootprint, thickness: usize) -> Range<usize> {
-    let Range { start, end } = footprint.planes();
-    if start < end { start / thickness..(end - 1) / thickness + 1 } else { 0..0 }
+fn slabs_of(footprint: &VoxelFootprint, thickness: usize) -> std::ops::Range<usize> {
+    let (first, end) = (footprint.first_plane as usize, footprint.end_plane as usize);
+    if first < end { first / thickness..(end - 1) / thickness + 1 } else { 0..0 }
 }
 
 /// How the grid holds each Gaussian (no lanes; compiled for the level for its scalar instructions).
 #[inline(always)]
 unsafe fn place_all_body<W: Wide>(grid: &VolumeGrid, shapes: &[Shape], footprints: &mut [VoxelFootprint]) {
     for (footprint, shape) in footprints.iter_mut().zip(shapes) {
-        let placed = if shape.amplitude == 0.0 { None } else { place(grid, shape, W::N) };
+        let placed = if shape.amplitude == 0.0 { None } else { place(grid, shape) };
         *footprint = placed.map_or_else(VoxelFootprint::zeroed, |(_, footprint)| footprint);
     }
 }
@@ -125,22 +120,17 @@ unsafe fn add_slab_body<W: Wide>(
     voxels: &mut [f32],
 ) {
     let planes = voxels.len() / (rows * row);
-    let (mut list, mut columns) = (Stretches::EMPTY, Columns::EMPTY);
+    let mut list = Stretches::EMPTY;
     for (k, &i) in gaussians.iter().enumerate() {
         let footprint = &footprints[i as usize];
-        let Range { start, end } = footprint.planes();
-        let within = start.max(first_plane)..end.min(first_plane + planes);
-        // SAFETY: the caller's; windows and stretches lie within the planes given, and nothing is read or written behind a row.
+        let first = (footprint.first_plane as usize).max(first_plane);
+        let end = (footprint.end_plane as usize).min(first_plane + planes);
+        let mut walk = Walk::over(first..end);
+        // SAFETY: the caller's; stretches lie within the planes given, and nothing is read or written behind a row.
         unsafe {
             if let Some(&ahead) = gaussians.get(k + 4) {
                 W::prefetch(&raw const footprints[ahead as usize]);
             }
-            if footprint.steps() {
-                columns.begin::<W>(footprint, within);
-                add_by_steps::<W>(footprint, &mut columns, first_plane, [rows, row], voxels);
-                continue;
-            }
-            let mut walk = Walk::over(within);
             let (minus_kz, ramp) = (W::splat(-footprint.kz), W::ramp());
             let (amplitude, cutoff) = (W::splat(footprint.amplitude), W::splat(-Y_CUTOFF as f32));
             while footprint.list::<W>(&mut walk, [rows, row], &mut list) {
@@ -161,35 +151,6 @@ unsafe fn add_slab_body<W: Wide>(
         }
     }
 }
-/// Adds one Gaussian to the planes of a slab that `columns` begins with, from row to row.
-#[inline(always)]
-unsafe fn add_by_steps<W: Wide>(
-    footprint: &VoxelFootprint,
-    columns: &mut Columns,
-    first_plane: usize,
-    [rows, row]: [usize; 2],
-    voxels: &mut [f32],
-) {
-    // SAFETY: the caller's; columns lie within their planes.
-    unsafe {
-        let (bend, bend_rest) = (W::splat(footprint.bend), W::splat(footprint.bend_rest));
-        let amplitude = W::splat(footprint.amplitude);
-        while columns.fill::<W>(footprint, [rows, row]) {
-            let base = voxels[(columns.plane - first_plane) * rows * row..].as_mut_ptr();
-            for column in columns.listed() {
-                let mut steps = Steps::<W>::of(columns, column);
-                let mut to = base.add(column.at as usize);
-                for _ in 0..column.rows {
-                    let value = steps.within(steps.value_and_slope().0);
-                    W::store(to, W::fma(value, amplitude, W::load(to)));
-                    to = to.wrapping_add(row);
-                    steps.step(bend, bend_rest);
-                }
-            }
-        }
-    }
-}
-
 at_each_level!(
     /// See [`add_slab_body`].
     add_slab => add_slab_body(
@@ -206,7 +167,7 @@ pub(super) fn evaluations(grid: &VolumeGrid, set: &GaussianSet<'_>) -> u64 {
     let [_, rows, row] = grid.voxels;
     let mut list = Stretches::EMPTY;
     let mut of_one = |f: VoxelFootprint| -> u64 {
-        let mut walk = Walk::over(f.planes());
+        let mut walk = Walk::over(f.first_plane as usize..f.end_plane as usize);
         let mut voxels = 0;
         // SAFETY: plain floats, of which each is a stretch.
         while unsafe { f.list::<Plain>(&mut walk, [rows, row], &mut list) } {
@@ -214,8 +175,5 @@ pub(super) fn evaluations(grid: &VolumeGrid, set: &GaussianSet<'_>) -> u64 {
         }
         voxels
     };
-    (0..set.len())
-        .filter_map(|i| place(grid, &Shape::of(set, i), Plain::N))
-        .map(|(_, footprint)| of_one(footprint))
-        .sum()
+    (0..set.len()).filter_map(|i| place(grid, &Shape::of(set, i))).map(|(_, footprint)| of_one(footprint)).sum()
 }
