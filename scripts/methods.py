@@ -36,7 +36,7 @@ def diffnr(*arguments: str) -> dict:
 def slices(volume: np.ndarray) -> list[np.ndarray]:
     """Middle axial, coronal and sagittal slice of an array [x, y, z], as they are hung: anterior and head up."""
     x, y, z = (count // 2 for count in volume.shape)
-    return [volume[:, :, z].T, volume[:, y, ::-1].T, volume[x, :, ::-1].T]
+    return [volume[:, ::-1, z].T, volume[:, y, ::-1].T, volume[x, :, ::-1].T]
 
 
 def draw_slices(path: pathlib.Path, title: str, panels: list[tuple[str, np.ndarray]]) -> None:
