@@ -5,6 +5,7 @@
 //! Every operation gives bit-identical results for any number of threads.
 
 pub mod cpu;
+pub mod experts;
 pub mod field;
 pub mod gaussians;
 pub mod sart;
@@ -123,6 +124,7 @@ pub trait Operations:
     Compute
     + gaussians::GaussianCompute
     + field::FieldCompute
+    + experts::ExpertsCompute
     + losses::LossCompute
     + sart::SartCompute
     + total_variation::VariationCompute
@@ -133,6 +135,7 @@ impl<T> Operations for T where
     T: Compute
         + gaussians::GaussianCompute
         + field::FieldCompute
+        + experts::ExpertsCompute
         + losses::LossCompute
         + sart::SartCompute
         + total_variation::VariationCompute

@@ -3,6 +3,7 @@
 mod adam_step;
 mod back_project_fdk;
 mod back_project_matched;
+mod experts;
 mod field_lanes;
 mod field_network;
 mod field_operations;
@@ -70,6 +71,7 @@ pub struct CpuCompute {
     gaussian_scratch: Scratch,
     loss_scratch: Scratch,
     field_scratch: Scratch,
+    experts_scratch: Scratch,
 }
 
 impl CpuCompute {
@@ -97,8 +99,9 @@ impl CpuCompute {
             .build()
             .map_err(|error| device(format!("cannot start {threads} threads: {error}")))?;
         let threads = pool.current_num_threads();
-        let [scratch, gaussian_scratch, loss_scratch, field_scratch] = std::array::from_fn(|_| Scratch::new(threads));
-        Ok(Self { pool, simd, scratch, gaussian_scratch, loss_scratch, field_scratch })
+        let [scratch, gaussian_scratch, loss_scratch, field_scratch, experts_scratch] =
+            std::array::from_fn(|_| Scratch::new(threads));
+        Ok(Self { pool, simd, scratch, gaussian_scratch, loss_scratch, field_scratch, experts_scratch })
     }
 
     /// The SIMD level in use.

@@ -85,6 +85,7 @@ section! {
         publish_every: i64,
         publish_interval_ms: i64,
         gaussians: i64,
+        prior: f64,
         tv_mm: f64,
         photons: f64,
         views_per_iteration: i64,

@@ -95,6 +95,7 @@ pub(super) fn optimised(raw: &RawReconstruct, grid: &VolumeGrid) -> Result<Optio
     };
     let views = usual.views_per_iteration as i64;
     let mut optimise = OptimiseSettings {
+        prior: single("reconstruct.prior", raw.prior, usual.prior, 1e3)?,
         tv_mm: single("reconstruct.tv_mm", raw.tv_mm, usual.tv_mm, 1e3)?,
         views_per_iteration: count("reconstruct.views_per_iteration", raw.views_per_iteration, views, 1, 65_535)?,
         seed,

@@ -20,6 +20,7 @@
 
 mod budget;
 mod cost;
+mod prior;
 mod recipe;
 mod run;
 mod scan;
@@ -71,6 +72,8 @@ pub struct OptimiseSettings {
     pub tv_mm: f32,
     /// Differences of neighbouring voxels (1/mm) below which the total variation is smoothed.
     pub tv_epsilon_per_mm: f32,
+    /// Weight of the learned prior ([`crate::compute::experts`]), counted in what the views weigh: 1 is what it was learnt at, 0 none.
+    pub prior: f32,
     /// Steps of the starting volume itself, before the representation begins with it.
     pub approach_iterations: usize,
     /// Iterations that only bring the representation to that volume.
@@ -91,8 +94,9 @@ impl Default for OptimiseSettings {
         Self {
             views_per_iteration: 48,
             data: DataTerm::default(),
-            tv_mm: 0.03,
+            tv_mm: 0.0,
             tv_epsilon_per_mm: 4e-4,
+            prior: 1.0,
             approach_iterations: 15,
             fit_iterations: 20,
             hold_back_one_in: 0,
@@ -121,6 +125,7 @@ impl OptimiseSettings {
             ("modulus", data.modulus),
             ("dissimilarity", data.dissimilarity),
             ("tv_mm", self.tv_mm),
+            ("prior", self.prior),
         ] {
             if !(value >= 0.0 && value.is_finite()) {
                 return refuse(field, f64::from(value), "must be finite and not negative");
@@ -160,6 +165,8 @@ pub struct OptimisePlan {
     subsets: Vec<ScanGeometry>,
     /// Which views these are: `[subset][position]`, all in one.
     order: Vec<usize>,
+    /// Weight of the learned prior's gradient.
+    prior_mm: f32,
 }
 
 impl OptimisePlan {
@@ -186,7 +193,8 @@ impl OptimisePlan {
                 ScanGeometry { detector: geometry.detector, views }
             })
             .collect();
-        Ok(Self { settings: *settings, grid: *grid, subsets, order })
+        let prior_mm = settings.prior * prior::weight_mm(geometry, grid) as f32;
+        Ok(Self { settings: *settings, grid: *grid, subsets, order, prior_mm })
     }
 
     /// What was chosen.
@@ -243,6 +251,12 @@ impl OptimisePlan {
             views_per_call: self.views_per_call(),
             voxels: [0; 3],
         }
+    }
+
+    /// Voxels that the learned prior's operation must be ready for; none where it has no weight.
+    #[must_use]
+    pub fn prior_voxels(&self) -> [usize; 3] {
+        if self.prior_mm > 0.0 { self.grid.voxels } else { [0; 3] }
     }
 
     /// Every buffer of [`Optimiser`] and its bytes, without those of the representation.

@@ -25,7 +25,10 @@ pub(super) struct Options {
     /// Number of Gaussians [default: 14 for 100 voxels]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
     gaussians: Option<u32>,
-    /// Weight of the total variation, in mm: more for noisier data or fewer views
+    /// Weight of the learned prior of how CT volumes look from voxel to voxel (models/prior): more is smoother, 0 is none [default: 1]
+    #[arg(long, value_name = "X")]
+    prior: Option<f64>,
+    /// Weight of the total variation, in mm, beside the learned prior or in its place (0.03 is usual then) [default: 0]
     #[arg(long, value_name = "MM")]
     tv: Option<f64>,
     /// Photons per pixel without an object: less weight for rays behind thick objects; inf for noise-free data [default: 1e5]
@@ -48,6 +51,7 @@ impl Options {
         [
             ("--deadline", self.deadline.is_some()),
             ("--gaussians", self.gaussians.is_some()),
+            ("--prior", self.prior.is_some()),
             ("--tv", self.tv.is_some()),
             ("--photons", self.photons.is_some()),
             ("--hold-back-rays", self.hold_back_rays.is_some()),
@@ -61,6 +65,7 @@ impl Options {
     /// What was given over the defaults.
     fn settings(&self) -> OptimiseSettings {
         let mut settings = OptimiseSettings::default();
+        settings.prior = self.prior.map_or(settings.prior, |weight| weight as f32);
         settings.tv_mm = self.tv.map_or(settings.tv_mm, |mm| mm as f32);
         settings.data.photons = self.photons.unwrap_or(settings.data.photons);
         settings.hold_back_one_in = self.hold_back_rays.map_or(settings.hold_back_one_in, |n| n as usize);
@@ -146,6 +151,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
         "unexplained": outcome.iterative().unexplained(),
         "held_back_residual": outcome.held_back_residual,
         "elements": elements,
+        "prior": settings.prior,
         "tv_mm": settings.tv_mm,
         "photons": settings.data.photons.is_finite().then_some(settings.data.photons),
         "seed": settings.seed,

@@ -114,6 +114,7 @@ impl Recipe {
     pub fn scratch_bytes(&self, compute: &dyn Operations) -> usize {
         compute.scratch_bytes(&self.optimise.workload())
             + compute.loss_scratch_bytes(&self.optimise.loss_workload())
+            + compute.experts_scratch_bytes(self.optimise.prior_voxels())
             + self.method.scratch_bytes(compute, self.optimise.grid())
     }
 
@@ -124,6 +125,7 @@ impl Recipe {
     pub fn prepare(&self, compute: &mut dyn Operations) -> Result<(), ReconstructError> {
         compute.prepare(&self.optimise.workload())?;
         compute.prepare_losses(&self.optimise.loss_workload())?;
+        compute.prepare_experts(self.optimise.prior_voxels())?;
         match &self.method {
             Method::Gaussians(plan) => compute.prepare_gaussians(&plan.workload(self.optimise.grid()))?,
             Method::Field(plan) => compute.prepare_field(&plan.workload(self.optimise.grid()))?,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::prior::shipped;
 use super::weights::{is_held_back, weight};
 use super::{OptimiseError, OptimisePlan, ScanViews};
 use crate::compute::Operations;
@@ -132,7 +133,7 @@ impl MeasuredViews {
             .find(|&subset| !self.subsets[subset].views.is_empty())
     }
 
-    /// Judges `volume` by the views of this turn and writes the gradient of the whole loss, total variation included, to `by_volume`.
+    /// Judges `volume` by the views of this turn and writes the gradient of the whole loss, priors included, to `by_volume`.
     pub(super) fn gradient(
         &mut self,
         compute: &dyn Operations,
@@ -186,6 +187,9 @@ impl MeasuredViews {
         if settings.tv_mm > 0.0 {
             let variation = TotalVariation::on(grid, settings.tv_epsilon_per_mm);
             compute.add_total_variation_gradient(&variation, settings.tv_mm, volume, by_volume)?;
+        }
+        if plan.prior_mm > 0.0 {
+            compute.add_experts_gradient(shipped(), grid.voxels, plan.prior_mm, volume, by_volume)?;
         }
         Ok(if observer.interrupts() { Judged::Interrupted } else { Judged::Residual(residual) })
     }
