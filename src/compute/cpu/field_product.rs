@@ -2,6 +2,8 @@
 
 // Generic SIMD; sizes are the callers'.
 #![allow(unsafe_code)]
+// Indices name rows and registers of a tile, in several arrays at once.
+#![allow(clippy::needless_range_loop)]
 
 use super::gaussian_lanes::Wide;
 
