@@ -84,9 +84,10 @@ pub struct FieldRates {
 
 impl Default for FieldRates {
     /// For runs of some hundred steps with gradients of whole volumes, which are little noisy: moments that soon forget the rough first steps
-    /// (0.75 and 0.9 instead of the usual 0.9 and 0.999) let the tables go in steps as large as a feature's own size.
+    /// (0.75 and 0.9 instead of the usual 0.9 and 0.999) let the tables go in steps as large as features are. The network learns
+    /// slowly: a step of its weights moves the whole volume at once, and at a hundredth the residual swings.
     fn default() -> Self {
-        Self { tables: 0.2, network: 1e-2, beta1: 0.75, beta2: 0.9, epsilon: 1e-15 }
+        Self { tables: 0.3, network: 1e-3, beta1: 0.75, beta2: 0.9, epsilon: 1e-15 }
     }
 }
 

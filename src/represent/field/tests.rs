@@ -102,6 +102,33 @@ fn the_usual_field_has_a_cell_a_voxel_and_an_entry_a_node_while_tables_may_be_th
 }
 
 #[test]
+fn a_new_fields_network_is_linear_in_its_features() {
+    let (grid, cpu) = (grid(), carrier(2, grid().voxels));
+    let mut field = Field::new(&shape(), &grid).unwrap();
+    let unit = shape().density_unit_per_mm;
+    field.reset(9, unit).unwrap();
+    let tables = field.tables;
+    for (k, feature) in field.parameters[..tables].iter_mut().enumerate() {
+        *feature = (k as f32 * 0.7).sin();
+    }
+    // What softplus was given.
+    let logits = |field: &Field| {
+        let mut volume = vec![0.0; grid.len()];
+        cpu.field_voxelise(&grid, &field.parameters(), None, &mut volume).unwrap();
+        volume.into_iter().map(|value| f64::from(value / unit).exp_m1().ln()).collect::<Vec<_>>()
+    };
+    let with = logits(&field);
+    field.parameters[..tables].iter_mut().for_each(|feature| *feature = -*feature);
+    let against = logits(&field);
+    // Softplus of this is 1.
+    let bias = 1f64.exp_m1().ln();
+    let spread = with.iter().map(|logit| (logit - bias).abs()).fold(0.0, f64::max);
+    let bend = with.iter().zip(&against).map(|(a, b)| (a + b - 2.0 * bias).abs()).fold(0.0, f64::max);
+    // Units above and below zero take turns, but what one of a pair loses by its leak the other has.
+    assert!(spread > 0.3 && bend < 1e-4 * spread.max(1.0), "{spread} {bend}");
+}
+
+#[test]
 fn a_field_fits_a_volume_and_its_fit_is_the_same_for_any_number_of_threads() {
     let grid = grid();
     let volume = phantom(&grid);
@@ -117,8 +144,8 @@ fn a_field_fits_a_volume_and_its_fit_is_the_same_for_any_number_of_threads() {
     let (last, found, parameters) = of(1);
     let error = rms(&found, &volume);
     println!("rms {error:.2e}, before the last step {last:.2e}");
-    // 0.5 % of the denser body, found 0.1 %: the finest level has nearly a cell a voxel.
-    assert!(error < 2e-4 && (last / error - 1.0).abs() < 1.0, "{error} {last}");
+    // 0.5 % of the denser body, found 0.1 %: the finest level has nearly a cell a voxel. A step of Adam may still be a few times that.
+    assert!(error < 2e-4 && last > 0.5 * error && last < 5e-4, "{error} {last}");
     let three = of(3);
     assert!(three.1 == found && three.2 == parameters);
 }
