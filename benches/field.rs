@@ -130,7 +130,7 @@ impl Case {
             cpu.field_project_backward(&rays, &parameters, &integrals, &mut gradients).unwrap();
         });
         report("project_backward", seconds, points, 4.0 * weights + backward, 0.0);
-        let rates = FieldRates { tables: 1e-6, network: 1e-6, epsilon: 1e-15 };
+        let rates = FieldRates { tables: 1e-6, network: 1e-6, ..FieldRates::default() };
         let seconds = medians(|| field.step(&cpu, &rates, 1).unwrap());
         report("adam_step", seconds, parameters, 12.0, 28.0 * parameters);
     }
@@ -151,6 +151,11 @@ fn main() {
     };
     let best = SimdLevel::detect();
     let cases = [
+        Case {
+            name: "3x2-22-w16",
+            shape: FieldShape { coarsest_cells: 32, growth: 2.0, ..shape(3, 2, 128, 22, 16, 1) },
+            voxels: 128,
+        },
         Case { name: "8x2-17", shape: shape(8, 2, 128, 17, 32, 2), voxels: 128 },
         Case { name: "16x2-19", shape: shape(16, 2, 128, 19, 32, 2), voxels: 128 },
         Case { name: "4x4-19-w64", shape: shape(4, 4, 64, 19, 64, 2), voxels: 128 },

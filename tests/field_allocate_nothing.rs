@@ -65,7 +65,7 @@ fn an_iteration_allocates_nothing() {
             let (parameters, mut gradients) = field.parameters_and_gradients();
             cpu.field_project_backward(&rays, &parameters, &integrals, &mut gradients).unwrap();
             cpu.field_voxelise_backward(&part, &parameters, Some(jitter), voxels, &mut gradients).unwrap();
-            let rates = FieldRates { tables: 1e-2, network: 1e-3, epsilon: 1e-15 };
+            let rates = FieldRates::default();
             field.step(&cpu, &rates, 1).unwrap();
             let fit = VolumeFit { steps: 2, ..VolumeFit::default() };
             field.fit_volume(&cpu, &grid, &volume, &mut work, &fit).unwrap();

@@ -67,15 +67,28 @@ impl Classed for FieldError {
     }
 }
 
-/// Learning rates of one step.
+/// Settings of one step of Adam.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FieldRates {
-    /// Of the tables.
+    /// Learning rate of the tables.
     pub tables: f32,
-    /// Of the network's weights and biases.
+    /// Learning rate of the network's weights and biases.
     pub network: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
     /// Added to the root of Adam's second moments (see [`AdamStep::epsilon`]).
     pub epsilon: f32,
+}
+
+impl Default for FieldRates {
+    /// For runs of some hundred steps with gradients of whole volumes, which are little noisy: moments that soon forget the rough first steps
+    /// (0.75 and 0.9 instead of the usual 0.9 and 0.999) let the tables go in steps as large as features are. The network learns
+    /// slowly: a step of its weights moves the whole volume at once, and at a hundredth the residual swings.
+    fn default() -> Self {
+        Self { tables: 0.3, network: 1e-3, beta1: 0.75, beta2: 0.9, epsilon: 1e-15 }
+    }
 }
 
 /// Parameters of a field, their gradients and Adam's moments.
@@ -126,9 +139,10 @@ impl Field {
         16 * (layout.tables_len() + layout.network_len()) + 4 * layout.levels().len()
     }
 
-    /// Sets all parameters to their first values and forgets Adam's moments: features evenly within ±1e-4, weights evenly within
-    /// `sqrt(6 / inputs)` (He et al. 2015) but the last layer's within `sqrt(3 / inputs)`, biases zero but the last, which makes the field
-    /// about `density_per_mm` everywhere.
+    /// Sets all parameters to their first values and forgets Adam's moments: features evenly within ±1e-4; biases zero but the last, which makes the field
+    /// about `density_per_mm` everywhere; weights so that the network is linear at first (Balduzzi et al. 2017, "The shattered gradients problem"):
+    /// units in pairs of opposite signs, each pair's weights evenly within `sqrt(3 / inputs)` (an input being a pair from the second layer
+    /// on).
     ///
     /// # Errors
     /// [`FieldError::Setting`] where the density is not finite and positive.
@@ -146,11 +160,24 @@ impl Field {
         let hidden = self.layout.shape().hidden_layers;
         for index in 0..=hidden {
             let layer = self.layout.layer(index);
-            let gain = if index == hidden { 3.0f32 } else { 6.0 };
-            let most = (gain / layer.inputs as f32).sqrt();
             let (weights, biases) = network[layer.first..].split_at_mut(layer.inputs * layer.outputs);
-            weights.iter_mut().for_each(|weight| *weight = random.random_range(-most..most));
             biases[..layer.outputs].fill(0.0);
+            // Signs of the units that stand for one input or output: the first layer's inputs and the last output stand alone.
+            let of_input: &[f32] = if index == 0 { &[1.0] } else { &[1.0, -1.0] };
+            let of_output: &[f32] = if index == hidden { &[1.0] } else { &[1.0, -1.0] };
+            let inputs = layer.inputs / of_input.len();
+            let most = (3.0 / inputs as f32).sqrt();
+            for input in 0..inputs {
+                for output in 0..layer.outputs / of_output.len() {
+                    let weight = random.random_range(-most..most);
+                    for (i, a) in of_input.iter().enumerate() {
+                        for (o, b) in of_output.iter().enumerate() {
+                            let at = (input * of_input.len() + i) * layer.outputs + output * of_output.len() + o;
+                            weights[at] = a * b * weight;
+                        }
+                    }
+                }
+            }
         }
         let bias = self.layout.layer(hidden).biases();
         // The inverse of softplus.
@@ -224,7 +251,7 @@ impl Field {
         let (tables, all) = (*tables, parameters.len());
         for (part, rate) in [(0..tables, rates.tables), (tables..all, rates.network)] {
             compute.adam_step(
-                &AdamStep { epsilon: rates.epsilon, ..AdamStep::new(rate, step) },
+                &AdamStep { rate, beta1: rates.beta1, beta2: rates.beta2, epsilon: rates.epsilon, step },
                 &mut parameters[part.clone()],
                 &gradients[part.clone()],
                 &mut first[part.clone()],

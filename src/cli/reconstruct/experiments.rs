@@ -45,7 +45,7 @@ const GAUSSIANS: [&str; 13] = [
 ];
 
 /// Names of the field's.
-const FIELD: [&str; 11] = [
+const FIELD: [&str; 14] = [
     "levels",
     "features",
     "coarsest_cells",
@@ -55,6 +55,9 @@ const FIELD: [&str; 11] = [
     "hidden_layers",
     "rate_tables",
     "rate_network",
+    "beta1",
+    "beta2",
+    "density_unit_per_mm",
     "decay",
     "jitter",
 ];
@@ -137,6 +140,9 @@ impl Varied<'_> {
                     "hidden_layers" => shape.hidden_layers = whole,
                     "rate_tables" => plan.rates.tables = single,
                     "rate_network" => plan.rates.network = single,
+                    "beta1" => plan.rates.beta1 = single,
+                    "beta2" => plan.rates.beta2 = single,
+                    "density_unit_per_mm" => plan.shape.density_unit_per_mm = single,
                     "decay" => plan.decay = single,
                     "jitter" => plan.jitter = value != 0.0,
                     _ => return false,
@@ -166,10 +172,9 @@ mod tests {
             for name in LOOP.iter().chain(own) {
                 let (mut settings, mut method) = (OptimiseSettings::default(), usual);
                 let mut varied = Varied { settings: &mut settings, method: &mut method, grid: &grid };
-                varied.apply(&format!("{name}=3.5")).unwrap();
+                varied.apply(&format!("{name}=7.5")).unwrap();
                 let changed = settings != OptimiseSettings::default() || method != usual;
-                // The jitter is on as it is.
-                assert!(changed || *name == "jitter", "{name}");
+                assert!(changed, "{name}");
             }
             let (mut settings, mut method) = (OptimiseSettings::default(), usual);
             let mut varied = Varied { settings: &mut settings, method: &mut method, grid: &grid };

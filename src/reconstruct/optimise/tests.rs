@@ -23,12 +23,8 @@ fn gaussians() -> Method {
     Method::Gaussians(GaussianPlan::for_grid(&grid(), None, 3))
 }
 
-/// A field small enough for the test's grid.
 fn field() -> Method {
-    let mut plan = FieldPlan::for_grid(&grid(), 3);
-    (plan.shape.levels, plan.shape.width, plan.shape.coarsest_cells) = (4, 16, 4);
-    plan.shape.growth = crate::compute::field::FieldShape::growth_to(4, 24, 4);
-    Method::Field(plan)
+    Method::Field(FieldPlan::for_grid(&grid(), 3))
 }
 
 fn prepared(recipe: &Recipe, threads: usize) -> (CpuCompute, Optimiser) {
@@ -59,8 +55,7 @@ fn reconstruct(
 fn both_representations_find_the_object_that_was_projected() {
     let truth = object(&grid());
     let line_integrals = project(&geometry(18), &truth);
-    // The field of this test has the coarsest of networks.
-    for (method, iterations, most) in [(gaussians(), 60, 0.08), (field(), 100, 0.14)] {
+    for (method, iterations, most) in [(gaussians(), 60, 0.08), (field(), 60, 0.04)] {
         let name = method.name();
         let (volume, outcome) =
             reconstruct(method, &settings(), Budget::Iterations(iterations), 2, &line_integrals, 18);

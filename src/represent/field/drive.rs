@@ -18,34 +18,35 @@ pub struct FieldPlan {
     /// Rates at the end over those at the start; log-linear between.
     pub decay: f32,
     /// Whether a voxel stands for a random point in it while it learns, so that the field learns means over voxels; else for its
-    /// centre.
+    /// centre. The total variation takes the randomness for noise and smooths edges away with it, so centres serve better.
     pub jitter: bool,
     /// Seed of the first values and of the random points.
     pub seed: u64,
 }
 
 impl FieldPlan {
-    /// The plan for `grid`: levels from 8 cells along its longest side to one a voxel.
+    /// The plan for `grid`, as docs/methods.md found it best: three levels of which the finest has a cell a voxel and an entry of its own for
+    /// each node, and a small network.
     #[must_use]
     pub fn for_grid(grid: &VolumeGrid, seed: u64) -> Self {
-        let finest = grid.voxels.into_iter().max().unwrap_or(1).max(COARSEST);
-        Self {
-            shape: FieldShape {
-                levels: LEVELS,
-                features: 2,
-                coarsest_cells: COARSEST,
-                growth: FieldShape::growth_to(COARSEST, finest, LEVELS),
-                log2_table: 19,
-                width: 32,
-                hidden_layers: 2,
-                leak: 0.01,
-                density_unit_per_mm: 0.004,
-            },
-            rates: FieldRates { tables: 1e-2, network: 3e-3, epsilon: 1e-15 },
-            decay: 0.1,
-            jitter: true,
-            seed,
-        }
+        let finest = grid.voxels.into_iter().max().unwrap_or(1).max(8);
+        let coarsest = finest.div_ceil(1 << (LEVELS - 1));
+        let mut shape = FieldShape {
+            levels: LEVELS,
+            features: 2,
+            coarsest_cells: coarsest,
+            growth: FieldShape::growth_to(coarsest, finest, LEVELS),
+            log2_table: LARGEST_LOG2_TABLE,
+            width: 16,
+            hidden_layers: 1,
+            leak: 0.01,
+            density_unit_per_mm: 0.004,
+        };
+        // No larger than the finest level can use. A grid that no layout is for is refused when the field is made.
+        let entries = FieldLayout::new(&shape, grid)
+            .map_or(1, |layout| layout.levels().iter().map(|level| level.entries).max().unwrap_or(1));
+        shape.log2_table = entries.next_power_of_two().trailing_zeros().clamp(4, LARGEST_LOG2_TABLE);
+        Self { shape, rates: FieldRates::default(), decay: 0.3, jitter: false, seed }
     }
 
     /// What the carrier must be ready for.
@@ -76,8 +77,11 @@ impl FieldPlan {
     }
 }
 
-const LEVELS: usize = 8;
-const COARSEST: usize = 8;
+/// Levels: more, coarser ones pull whole regions along with every edge and slow the edges down (docs/methods.md).
+const LEVELS: usize = 3;
+
+/// Up to 254 cells along a cube's side every node has its own entry; beyond that, some share one.
+const LARGEST_LOG2_TABLE: u32 = 24;
 
 /// A field with its schedule.
 #[derive(Debug)]
@@ -146,13 +150,10 @@ impl Representation for FieldRepresentation {
 
     fn step(&mut self, compute: &dyn Operations, _grid: &VolumeGrid, stage: Stage) -> Result<(), ComputeError> {
         let decay = self.plan.decay.powf(stage.share);
-        let FieldRates { tables, network, epsilon } = self.plan.rates;
+        let FieldRates { tables, network, .. } = self.plan.rates;
+        let rates = FieldRates { tables: tables * decay, network: network * decay, ..self.plan.rates };
         self.steps += 1;
-        self.field.step(
-            compute,
-            &FieldRates { tables: tables * decay, network: network * decay, epsilon },
-            self.steps,
-        )?;
+        self.field.step(compute, &rates, self.steps)?;
         self.field.begin_step();
         Ok(())
     }

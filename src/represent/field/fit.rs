@@ -12,7 +12,7 @@ use crate::geometry::VolumeGrid;
 pub struct VolumeFit {
     /// Steps of Adam.
     pub steps: u32,
-    /// Rates of the first step; they fall, log-linear, to a tenth at the last.
+    /// Rates of the first step; they fall, log-linear, to a third at the last.
     pub rates: FieldRates,
     /// Seed of the samples: one random point in each voxel a step; `None` for the voxels' centres.
     pub seed: Option<u64>,
@@ -20,8 +20,7 @@ pub struct VolumeFit {
 
 impl Default for VolumeFit {
     fn default() -> Self {
-        let rates = FieldRates { tables: 1e-2, network: 1e-3, epsilon: 1e-15 };
-        Self { steps: 30, rates, seed: Some(0) }
+        Self { steps: 30, rates: FieldRates::default(), seed: None }
     }
 }
 
@@ -72,9 +71,10 @@ impl Field {
             mean_square = sum / grid.len().max(1) as f64;
             let (field, mut gradients) = self.parameters_and_gradients();
             compute.field_voxelise_backward(grid, &field, jitter, work, &mut gradients)?;
-            let decay = 0.1f32.powf(step as f32 / fit.steps.saturating_sub(1).max(1) as f32);
-            let FieldRates { tables, network, epsilon } = fit.rates;
-            self.step(compute, &FieldRates { tables: tables * decay, network: network * decay, epsilon }, step + 1)?;
+            let decay = 0.3f32.powf(step as f32 / fit.steps.saturating_sub(1).max(1) as f32);
+            let FieldRates { tables, network, .. } = fit.rates;
+            let rates = FieldRates { tables: tables * decay, network: network * decay, ..fit.rates };
+            self.step(compute, &rates, step + 1)?;
         }
         Ok(mean_square.sqrt())
     }
