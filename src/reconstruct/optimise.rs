@@ -165,8 +165,6 @@ pub struct OptimisePlan {
     subsets: Vec<ScanGeometry>,
     /// Which views these are: `[subset][position]`, all in one.
     order: Vec<usize>,
-    /// Weight of the learned prior's gradient.
-    prior_mm: f32,
 }
 
 impl OptimisePlan {
@@ -193,8 +191,7 @@ impl OptimisePlan {
                 ScanGeometry { detector: geometry.detector, views }
             })
             .collect();
-        let prior_mm = settings.prior * prior::weight_mm(geometry, grid) as f32;
-        Ok(Self { settings: *settings, grid: *grid, subsets, order, prior_mm })
+        Ok(Self { settings: *settings, grid: *grid, subsets, order })
     }
 
     /// What was chosen.
@@ -256,7 +253,7 @@ impl OptimisePlan {
     /// Voxels that the learned prior's operation must be ready for; none where it has no weight.
     #[must_use]
     pub fn prior_voxels(&self) -> [usize; 3] {
-        if self.prior_mm > 0.0 { self.grid.voxels } else { [0; 3] }
+        if self.settings.prior > 0.0 { self.grid.voxels } else { [0; 3] }
     }
 
     /// Every buffer of [`Optimiser`] and its bytes, without those of the representation.

@@ -2,10 +2,11 @@
 
 use std::sync::LazyLock;
 
+use glam::DVec3;
 use serde::Deserialize;
 
 use crate::compute::experts::{Expert, Experts, TAPS};
-use crate::geometry::{ScanGeometry, VolumeGrid};
+use crate::geometry::{ViewPose, VolumeGrid};
 
 /// The file, as `models/prior/train.py` writes it.
 #[derive(Deserialize)]
@@ -33,22 +34,21 @@ pub(super) fn shipped() -> &'static Experts {
     &SHIPPED
 }
 
-/// Factor of the prior's gradient for which prior and views weigh as they did when the prior was learnt, in mm.
+/// A view's part of the factor of the prior's gradient, in mm, for which prior and views weigh as they did when the prior was learnt.
 ///
 /// There, the views saw a volume with weight 1. Here a view's rays go through a voxel on about `voxel` mm each, and so do `(voxel / pixel)^2` of them, `pixel` taken at the
 /// grid's centre; the ramp filter evens out the frequencies. The sum of `voxel^2 (voxel / pixel)^2` over the views is what they weigh.
-pub(super) fn weight_mm(geometry: &ScanGeometry, grid: &VolumeGrid) -> f64 {
-    let voxel_mm = grid.voxel_mm.element_product().cbrt();
-    let centre_mm = grid.centre_mm;
-    let per_view = geometry.views.iter().map(|pose| {
-        let normal = pose.normal();
-        let (near, far) =
-            ((centre_mm - pose.source_mm).dot(normal), (pose.detector_origin_mm - pose.source_mm).dot(normal));
-        let pixel_mm2 = pose.column_step_mm.cross(pose.row_step_mm).length() * (near / far).powi(2);
-        // A source within the volume, or beyond it, would make this anything.
-        if near > 0.0 && pixel_mm2 > 0.0 { voxel_mm.powi(4) / pixel_mm2 } else { 0.0 }
-    });
-    per_view.sum::<f64>() * f64::from(shipped().unit_per_mm())
+pub(super) fn weight_mm(pose: &ViewPose, grid: &VolumeGrid) -> f64 {
+    let (normal, voxel_mm3) = (pose.normal(), grid.voxel_mm.element_product());
+    let along = |point_mm: DVec3| (point_mm - pose.source_mm).dot(normal);
+    let shrunk = along(grid.centre_mm) / along(pose.detector_origin_mm);
+    let pixel_mm2 = pose.column_step_mm.cross(pose.row_step_mm).length() * shrunk.powi(2);
+    // A source at the volume's centre, or beyond it, would make this anything.
+    if shrunk > 0.0 && pixel_mm2 > 0.0 {
+        voxel_mm3.powf(4.0 / 3.0) / pixel_mm2 * f64::from(shipped().unit_per_mm())
+    } else {
+        0.0
+    }
 }
 
 fn read(text: &str) -> Result<Experts, String> {

@@ -242,10 +242,10 @@ fn every_view_has_its_turn_and_views_may_be_missing() {
 
 #[test]
 fn curvature_is_what_the_gradient_changes_by() {
-    // The loss without total variation is quadratic: <g(x + d) - g(x), d> is its second derivative along d, exactly.
+    // The loss without priors is quadratic: <g(x + d) - g(x), d> is its second derivative along d, exactly.
     let line_integrals = project(&geometry(5), &object(&grid()));
     for sharpness in [0.0, 0.97] {
-        let settings = OptimiseSettings { tv_mm: 0.0, sharpness, hold_back_one_in: 9, ..settings() };
+        let settings = OptimiseSettings { prior: 0.0, sharpness, hold_back_one_in: 9, ..settings() };
         let plan = std::sync::Arc::new(OptimisePlan::new(&geometry(5), &grid(), &settings).unwrap());
         let recipe = Recipe::new(&geometry(5), &grid(), &settings, gaussians()).unwrap();
         let (compute, _) = prepared(&recipe, 2);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::prior::shipped;
+use super::prior::{shipped, weight_mm};
 use super::weights::{is_held_back, weight};
 use super::{OptimiseError, OptimisePlan, ScanViews};
 use crate::compute::Operations;
@@ -42,6 +42,8 @@ pub(super) struct MeasuredViews {
     by_projections: Vec<f32>,
     ramp: RampFilter,
     largest_measured: f32,
+    /// Factor of the learned prior's gradient: what the views that are there weigh.
+    prior_mm: f32,
     /// Root of the weighted mean square of the line integrals: the residual of an empty volume.
     residual_of_nothing: f64,
     /// Sum of squares and number of the rays held back, since it was last taken.
@@ -61,6 +63,7 @@ impl MeasuredViews {
             by_projections: floats("optimise gradient by the projections", subset)?,
             ramp: RampFilter::new(plan.subsets[0].detector.columns, Window::RamLak, 1.0),
             largest_measured: 0.0,
+            prior_mm: 0.0,
             residual_of_nothing: 0.0,
             held_back: (0.0, 0),
             plan,
@@ -84,7 +87,7 @@ impl MeasuredViews {
             });
         }
         (self.largest_measured, self.views) = (0.0, 0);
-        let (mut squares, mut before) = (0.0, 0);
+        let (mut squares, mut before, mut prior_mm) = (0.0, 0, 0.0);
         for (planned, subset) in self.plan.subsets.iter().zip(&mut self.subsets) {
             subset.views.clear();
             for (&pose, &view) in planned.views.iter().zip(&self.plan.order[before..]) {
@@ -94,6 +97,7 @@ impl MeasuredViews {
                 let place = before + subset.views.len();
                 let pose = scan.pose(view).unwrap_or(pose);
                 pose.check(view)?;
+                prior_mm += weight_mm(&pose, &self.plan.grid);
                 subset.views.push(pose);
                 let from = &scan.line_integrals[view * pixels..][..pixels];
                 let (to, weights) =
@@ -117,6 +121,7 @@ impl MeasuredViews {
             before += planned.views.len();
             self.views += subset.views.len();
         }
+        self.prior_mm = settings.prior * prior_mm as f32;
         self.residual_of_nothing = (squares / (self.views * pixels).max(1) as f64).sqrt();
         Ok(())
     }
@@ -188,8 +193,8 @@ impl MeasuredViews {
             let variation = TotalVariation::on(grid, settings.tv_epsilon_per_mm);
             compute.add_total_variation_gradient(&variation, settings.tv_mm, volume, by_volume)?;
         }
-        if plan.prior_mm > 0.0 {
-            compute.add_experts_gradient(shipped(), grid.voxels, plan.prior_mm, volume, by_volume)?;
+        if self.prior_mm > 0.0 {
+            compute.add_experts_gradient(shipped(), grid.voxels, self.prior_mm, volume, by_volume)?;
         }
         Ok(if observer.interrupts() { Judged::Interrupted } else { Judged::Residual(residual) })
     }

@@ -9,6 +9,7 @@ use glam::DVec3;
 use super::super::{Budget, Method, OptimiseSettings, Recipe, ScanViews};
 use super::*;
 use crate::compute::cpu::CpuCompute;
+use crate::compute::experts::ExpertsCompute;
 use crate::compute::losses::LossCompute;
 use crate::compute::{Compute, ComputeError};
 use crate::geometry::{CircularOrbit, Detector, ScanGeometry, VolumeGrid};
@@ -227,6 +228,7 @@ fn a_run_that_diverges_ends_with_its_last_good_volume() {
     let mut compute = CpuCompute::new(1).unwrap();
     compute.prepare(&plan.workload()).unwrap();
     compute.prepare_losses(&plan.loss_workload()).unwrap();
+    compute.prepare_experts(plan.prior_voxels()).unwrap();
     // No number, and a number far above an empty volume's residual; found by the loss, or by whoever wants to see the volume.
     for (wrong, wants_volumes) in [(f32::NAN, false), (1e3, false), (f32::INFINITY, true)] {
         let wild = Wild { steps: 0, wrong_at: 3, wrong, voxelised: Arc::default() };
