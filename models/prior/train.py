@@ -30,6 +30,8 @@ VOXELS_MM = (1.6, 2.2, 2.9, 3.6)
 SIDE, THICK = 64, 12
 # Slices at both ends whose neighbourhoods are cut off: reconstructed, not judged.
 EDGE = 2
+# Lines and noise whose weight is written: found by scans of volumes kept out of everything (docs/methods.md).
+WRITTEN_FOR = (10, 0.02)
 OFFSETS = list(itertools.product(range(3), repeat=3))
 
 
@@ -221,10 +223,10 @@ class Experts(torch.nn.Module):
         return volume
 
     def written(self) -> str:
-        """The experts at the weight that `prior_mm` counts from, the busiest first."""
+        """The experts at the weight that diffnr's `--prior 1` stands for, the busiest first."""
         with torch.no_grad():
-            _, taps, amplitudes, widths, _ = self.prepared(10, 0.01)
-            weight = float(torch.exp(self.weight[0]))
+            weight, taps, amplitudes, widths, _ = self.prepared(*WRITTEN_FOR)
+            weight = float(weight)
             tissues = [float(f"{value:.4g}") for value in torch.exp(self.tissues)]
             experts = []
             for expert in torch.argsort(-(amplitudes / widths).sum(1)).tolist():

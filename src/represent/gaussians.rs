@@ -122,6 +122,10 @@ pub struct GaussianRates {
     pub log_scale: f32,
     /// Of unit quaternions.
     pub rotation: f32,
+    /// How much of Adam's first moment stays from step to step.
+    pub beta1: f32,
+    /// And of the second.
+    pub beta2: f32,
 }
 
 impl GaussianRates {
@@ -135,6 +139,8 @@ impl GaussianRates {
             position_mm: 2e-4 * half_size_mm * decay,
             log_scale: 5e-3 * decay,
             rotation: 1e-3 * decay,
+            beta1: 0.9,
+            beta2: 0.999,
         }
     }
 }
@@ -302,7 +308,7 @@ impl Gaussians {
             };
             let part = channel * capacity..channel * capacity + len;
             compute.adam_step(
-                &AdamStep::new(rate, step),
+                &AdamStep { rate, beta1: rates.beta1, beta2: rates.beta2, ..AdamStep::new(rate, step) },
                 &mut self.parameters[part.clone()],
                 &self.gradients[part.clone()],
                 &mut self.first[part.clone()],

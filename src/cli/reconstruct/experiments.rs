@@ -28,7 +28,9 @@ const LOOP: [&str; 10] = [
 ];
 
 /// Names of the Gaussians'; lengths in voxels.
-const GAUSSIANS: [&str; 13] = [
+const GAUSSIANS: [&str; 15] = [
+    "beta1",
+    "beta2",
     "capacity",
     "low_pass",
     "smallest_scale",
@@ -113,6 +115,8 @@ impl Varied<'_> {
                     "rate_density" => schedule.rates.density = single,
                     "rate_position" => schedule.rates.position_mm = single,
                     "rate_scale" => schedule.rates.log_scale = single,
+                    "beta1" => schedule.rates.beta1 = single,
+                    "beta2" => schedule.rates.beta2 = single,
                     "rate_rotation" => schedule.rates.rotation = single,
                     "decay" => schedule.decay = single,
                     "adapt_every" => schedule.adapt_every = whole as u32,

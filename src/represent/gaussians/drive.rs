@@ -113,6 +113,7 @@ impl Representation for GaussianRepresentation {
             position_mm: schedule.rates.position_mm * self.voxel_mm * decay,
             log_scale: schedule.rates.log_scale * decay,
             rotation: schedule.rates.rotation * decay,
+            ..schedule.rates
         };
         self.steps += 1;
         self.gaussians.add_position_norms();

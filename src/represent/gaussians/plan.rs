@@ -49,8 +49,17 @@ impl GaussianPlan {
                     seed,
                 },
                 start_threshold: 0.2,
-                rates: GaussianRates { density: 0.12, position_mm: 0.4, log_scale: 0.08, rotation: 0.04 },
-                decay: 0.1,
+                // Moments that forget soon, and small rates: with Adam's usual 0.9 and 0.999 the first steps overshoot, and what they break takes
+                // thirty iterations to mend (docs/methods.md).
+                rates: GaussianRates {
+                    density: 0.04,
+                    position_mm: 0.12,
+                    log_scale: 0.025,
+                    rotation: 0.012,
+                    beta1: 0.75,
+                    beta2: 0.9,
+                },
+                decay: 0.4,
                 adapt_every: 0,
                 adapt_until: 0.6,
                 adapt_share: 0.05,

@@ -243,6 +243,8 @@ fn known_gaussians_are_recovered_from_their_projections() {
             position_mm: 0.3 * decay,
             log_scale: 0.1 * decay,
             rotation: 0.1 * decay,
+            beta1: 0.9,
+            beta2: 0.999,
         };
         start.step(&cpu, &rates, step).unwrap();
         error(&start, &mut projections);
