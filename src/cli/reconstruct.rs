@@ -8,6 +8,7 @@ mod memory;
 mod optimised;
 mod outputs;
 mod trace;
+mod working_scale;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

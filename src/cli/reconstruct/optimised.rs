@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::experiments::Varied;
+use super::working_scale::WorkingScale;
 use super::{Arguments, Job, Method, Reconstructed, failure, memory};
 use crate::cli::Failure;
 use crate::error::exit;
@@ -101,7 +102,9 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let begin = Instant::now();
     let arguments = job.arguments;
     let options = &arguments.optimised;
-    let (settings, method) = chosen(arguments, &job.grid)?;
+    let scale = WorkingScale::of(job.scan);
+    let (geometry, grid) = (scale.geometry(&job.scan.geometry), scale.grid(&job.grid));
+    let (settings, method) = chosen(arguments, &grid)?;
     let default = optimise::usual_iterations(&method);
     let iterations = arguments.iterations.map_or(default, |n| n as usize);
     let deadline = match options.deadline {
@@ -113,14 +116,15 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
         }
         seconds => seconds.map(Duration::from_secs_f64),
     };
-    let recipe = Recipe::new(&job.scan.geometry, &job.grid, &settings, method).map_err(failure)?;
+    let recipe = Recipe::new(&geometry, &grid, &settings, method).map_err(failure)?;
     let scratch_bytes = recipe.scratch_bytes(&job.compute);
-    memory::check(&recipe.buffers(), scratch_bytes, &job.grid, "use a smaller --size or fewer --gaussians")?;
+    memory::check(&recipe.buffers(), scratch_bytes, &grid, "use a smaller --size or fewer --gaussians")?;
     recipe.prepare(&mut job.compute).map_err(failure)?;
     let mut optimiser = recipe.optimiser().map_err(refused)?;
     let plan_s = begin.elapsed().as_secs_f64();
 
     let title = arguments.method.title();
+    job.tracer.work_at(1.0 / scale.factor());
     job.tracer.begin(title, "iterations", iterations);
     let budget = deadline.map_or(Budget::Iterations(iterations), |deadline| Budget::Deadline {
         at: begin + deadline,
@@ -155,7 +159,17 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
         "tv_mm": settings.tv_mm,
         "photons": settings.data.photons.is_finite().then_some(settings.data.photons),
         "seed": settings.seed,
+        "working_scale": scale.factor(),
     });
+    let summary = format!(
+        "{} of {} iterations, {}, {elements} {}",
+        outcome.iterations,
+        outcome.planned,
+        outcome.stopped.words(),
+        optimiser.representation().unit()
+    );
+    let mut volume = optimiser.into_volume();
+    scale.give_back(&mut volume);
     Ok(Reconstructed {
         plan_s,
         reconstruct_s,
@@ -164,13 +178,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
         coverage: None,
         warnings,
         facts: if let Value::Object(facts) = facts { facts } else { serde_json::Map::new() },
-        summary: format!(
-            "{} of {} iterations, {}, {elements} {}",
-            outcome.iterations,
-            outcome.planned,
-            outcome.stopped.words(),
-            optimiser.representation().unit()
-        ),
-        volume: optimiser.into_volume(),
+        summary,
+        volume,
     })
 }

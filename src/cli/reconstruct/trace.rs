@@ -125,6 +125,14 @@ impl Tracer {
         })
     }
 
+    /// The method's volumes are in `factor` times the scan's attenuations.
+    pub(super) fn work_at(&mut self, factor: f64) {
+        if let Some(truth) = self.truth.as_mut().filter(|_| factor != 1.0) {
+            truth.per_mm.mapv_inplace(|value| value * factor as f32);
+            truth.range_per_mm *= factor;
+        }
+    }
+
     /// The method begins: `iterations` of what `unit` calls them. The clock starts.
     pub(super) fn begin(&mut self, title: &str, unit: &str, iterations: usize) {
         self.bar = indicatif::ProgressBar::new(iterations as u64);
