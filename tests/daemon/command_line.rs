@@ -40,6 +40,23 @@ fn refused_settings_end_with_their_own_codes() {
 }
 
 #[test]
+fn weights_of_priors_that_make_no_sense_are_refused_by_name_and_value() {
+    let room = Room::new("");
+    for (settings, named) in [
+        ("prior = -1", "reconstruct.prior = -1"),
+        ("prior = nan", "reconstruct.prior = NaN"),
+        ("prior = inf", "reconstruct.prior = inf"),
+        ("prior = 1001", "reconstruct.prior = 1001"),
+        ("tv_mm = -0.5", "reconstruct.tv_mm = -0.5"),
+    ] {
+        room.settings(&format!("[reconstruct]\nmethod = \"field\"\n{settings}"));
+        for command in ["plan", "serve"] {
+            assert_names(&refused(&room, command, 3), &[named]);
+        }
+    }
+}
+
+#[test]
 fn the_environment_reaches_the_settings() {
     let room = Room::new("");
     let plan = |name: &str, value: &str| {

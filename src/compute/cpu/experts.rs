@@ -1,7 +1,7 @@
 //! The learned prior's gradient: responses of all experts, their influence, and the way back, fused row by row.
 //!
 //! **Operations.** A voxel and an expert cost 27 multiply-adds for the response, 27 for the way back, and a root and a division for the
-//! influence. With 16 experts at 128^3 that is 1.8 G multiply-adds. **Bytes.** The volume is read and the gradient read and written once, 12 bytes a
+//! influence. With 24 experts at 128^3 that is 2.7 G multiply-adds. **Bytes.** The volume is read and the gradient read and written once, 12 bytes a
 //! voxel: arithmetic decides. **Layout.** A row's nine neighbour rows are copied into the cache; 27 rows of what goes back (one for each offset)
 //! stay there until the row is done and are then added, shifted, to a ring of three planes. A finished plane goes to the gradient.
 //! A task takes [`CHUNK`] planes and works out the planes before and after them as well (a quarter more): no two tasks write to the same
