@@ -311,6 +311,7 @@ def main() -> None:
                 print(f"{told - began:5.0f} s, step {step}: log loss {mean:.3f}, weight {weight}", flush=True)
     with torch.no_grad():
         print(f"validation at 18, 12, 6 lines: PSNR {validate()} dB", flush=True)
+    torch.save(experts.state_dict(), options.output.with_suffix(".pt"))
     options.output.write_text(experts.written())
 
 

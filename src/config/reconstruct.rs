@@ -5,7 +5,7 @@ use super::raw::RawReconstruct;
 use super::resolve::{choice, count, in_range};
 use crate::geometry::{ScanGeometry, VolumeGrid};
 use crate::reconstruct::ReconstructError;
-use crate::reconstruct::optimise::{Method, OptimiseSettings, Recipe, usual_iterations};
+use crate::reconstruct::optimise::{Method, OptimiseSettings, Recipe, USUAL_ITERATIONS};
 use crate::represent::field::FieldPlan;
 use crate::represent::gaussians::GaussianPlan;
 
@@ -117,8 +117,7 @@ pub(super) fn optimised(raw: &RawReconstruct, grid: &VolumeGrid) -> Result<Optio
         }
         iterations => {
             let iterations = iterations.and_then(Result::ok);
-            let usual = method.as_ref().map_or(150, usual_iterations) as i64;
-            RunBudget::Iterations(count("reconstruct.iterations", iterations, usual, 1, 1_000_000)?)
+            RunBudget::Iterations(count("reconstruct.iterations", iterations, USUAL_ITERATIONS as i64, 1, 1_000_000)?)
         }
     };
     Ok(method.map(|method| OptimisedSettings { method, optimise, budget, publish }))

@@ -29,7 +29,7 @@ mod weights;
 
 pub use budget::{Budget, Pace};
 pub use cost::RunCost;
-pub use recipe::{Method, Recipe, usual_iterations};
+pub use recipe::{Method, Recipe, USUAL_ITERATIONS};
 pub use run::{Optimiser, Outcome};
 pub use scan::ScanViews;
 

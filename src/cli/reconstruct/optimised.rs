@@ -105,8 +105,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let scale = WorkingScale::of(job.scan);
     let (geometry, grid) = (scale.geometry(&job.scan.geometry), scale.grid(&job.grid));
     let (settings, method) = chosen(arguments, &grid)?;
-    let default = optimise::usual_iterations(&method);
-    let iterations = arguments.iterations.map_or(default, |n| n as usize);
+    let iterations = arguments.iterations.map_or(optimise::USUAL_ITERATIONS, |n| n as usize);
     let deadline = match options.deadline {
         Some(seconds) if !(seconds > 0.0 && seconds < 1e6) => {
             return Err(Failure {

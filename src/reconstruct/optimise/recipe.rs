@@ -62,13 +62,7 @@ impl Method {
 }
 
 /// Iterations of a run where none are given: where the volume hardly changes any more (docs/methods.md).
-#[must_use]
-pub fn usual_iterations(method: &Method) -> usize {
-    match method {
-        Method::Gaussians(_) => 150,
-        Method::Field(_) => 100,
-    }
-}
+pub const USUAL_ITERATIONS: usize = 100;
 
 /// Plan and representation.
 #[derive(Debug, Clone)]
