@@ -100,6 +100,8 @@ impl CpuCompute {
             .thread_name(|index| format!("compute-{index}"))
             .build()
             .map_err(|error| device(format!("cannot start {threads} threads: {error}")))?;
+        // A thread takes memory of its own when it starts: that must not happen in an operation.
+        pool.broadcast(|_| ());
         let threads = pool.current_num_threads();
         let [scratch, gaussian_scratch, loss_scratch, field_scratch, experts_scratch] =
             std::array::from_fn(|_| Scratch::new(threads));

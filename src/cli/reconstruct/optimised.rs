@@ -27,10 +27,10 @@ pub(super) struct Options {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
     gaussians: Option<u32>,
     /// Weight of the learned prior of how CT volumes look from voxel to voxel (models/prior): more is smoother, 0 is none [default: 1]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     prior: Option<f64>,
     /// Weight of the total variation, in mm, beside the learned prior or in its place (0.03 is usual then) [default: 0]
-    #[arg(long, value_name = "MM")]
+    #[arg(long, value_name = "MM", allow_negative_numbers = true)]
     tv: Option<f64>,
     /// Photons per pixel without an object: less weight for rays behind thick objects; inf for noise-free data [default: 1e5]
     #[arg(long, value_name = "N")]
