@@ -86,7 +86,7 @@ def main() -> None:
                     label = f"{name}_{voxels}_{views}_{photons}"
                     scan = options.out / label
                     if not (scan / "meta_data.json").exists():
-                        noise = [] if photons == "inf" else ["--photons", photons]
+                        noise = ["--noise-free"] if photons == "inf" else ["--photons", photons]
                         diffnr("simulate", str(volume), "-o", str(scan), "--views", views, "--voxels", voxels,
                                "--detector", f"{voxels}x{voxels}", "--force", *noise)
                     panels, curves = [("ground truth", np.load(scan / "vol_gt.npy"))], []
