@@ -1,11 +1,12 @@
 //! The loop that optimises a [`Representation`] against projections, on a schedule fixed before it starts.
 //!
 //! **Through the volume.** An iteration turns the representation into a volume, projects that ([`crate::compute::Compute::forward_project`]) onto a subset of the
-//! views, compares, projects the gradient back with the matched adjoint, adds the gradient of the total variation, and hands the
+//! views, compares, projects the gradient back with the matched adjoint, adds the gradients of the priors, and hands the
 //! sum to the representation. One volume serves all views and all volume losses, and one turn of the representation into a
 //! volume costs what a few views cost when each is integrated along its own rays.
 //!
-//! **Loss.** `1/2 sum_pixels w (p - m)^2 + tv_mm * TV(volume)` over dimensionless line integrals `p` (model) and `m` (measured), or the
+//! **Loss.** `1/2 sum_pixels w (p - m)^2 + prior_mm * R(volume) + tv_mm * TV(volume)` (`R`: [`crate::compute::experts`], its weight in what the views
+//! that are there weigh) over dimensionless line integrals `p` (model) and `m` (measured), or the
 //! modulus instead of the square, and `1 - SSIM` of the views, as [`DataTerm`] says. `w = 1 / (1 + (e^m / photons) / model_error^2)`: the
 //! variance of a measured line integral over what the model itself errs by (voxels, beam hardening), see [`weights`].
 //!
