@@ -30,7 +30,7 @@ VOXELS_MM = (1.6, 2.2, 2.9, 3.6)
 SIDE, THICK = 64, 12
 # Slices at both ends whose neighbourhoods are cut off: reconstructed, not judged.
 EDGE = 2
-# Lines and noise whose weight is written: found by scans of volumes kept out of everything (docs/methods.md).
+# Lines and noise whose weight is written: found by scans of volumes that are not learnt from (docs/methods.md).
 WRITTEN_FOR = (10, 0.02)
 OFFSETS = list(itertools.product(range(3), repeat=3))
 
