@@ -81,7 +81,7 @@ fn refusals_name_field_value_and_what_to_change() {
         ("[reconstruct]\niterations = 0", ["reconstruct.iterations = 0", "between 1 and"]),
         (
             "[reconstruct]\niterations = 10\nearly_iterations = 7",
-            ["reconstruct.early_iterations = 7", "between 0 and 6"],
+            ["reconstruct.early_iterations = 7", "between 0 and 5"],
         ),
         ("[reconstruct]\ndeadline_s = nan", ["reconstruct.deadline_s = NaN", "between 0.1 and"]),
         (

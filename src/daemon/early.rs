@@ -124,8 +124,8 @@ mod tests {
         // 10 s: 6 s, 35 iterations.
         let early = Some(EarlyStart { views: 30, iterations: 35 });
         assert_eq!(of(40.0), Schedule { iterations: 100, early, iterations_with_early: 100 });
-        // However long it takes, two fifths are left for all views.
-        assert_eq!(of(400.0).early.unwrap().iterations, 60);
+        // However long it takes, half of them are left for all views.
+        assert_eq!(of(400.0).early.unwrap().iterations, 50);
     }
 
     #[test]

@@ -298,7 +298,7 @@ impl fmt::Display for Event {
                     Some(seconds) => write!(f, "in {seconds:.2} s; the optimisation goes on from there"),
                     None => write!(
                         f,
-                        "were not done when the last frame came: the optimisation begins anew (publish.frame_rate_fps is the gantry's rate?)"
+                        "were not done when the last frame came: the optimisation begins anew (is publish.frame_rate_fps the gantry's rate?)"
                     ),
                 }
             }

@@ -150,7 +150,7 @@ fn an_early_start_leaves_less_to_do_after_the_last_frame_and_its_volume_is_the_o
 fn an_early_start_that_is_not_done_in_time_is_given_up_and_the_run_begins_anew() {
     let Some(gantry) = gantry_sim() else { return };
     let room = Room::new(
-        "[reconstruct]\nmethod = \"gaussians\"\niterations = 100000\nearly_iterations = 60000\npublish_every = 3\n",
+        "[reconstruct]\nmethod = \"gaussians\"\niterations = 100000\nearly_iterations = 50000\npublish_every = 3\n",
     );
     let recording = room.recording(false);
     let daemon = room.serve(&["--json"]);

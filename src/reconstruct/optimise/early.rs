@@ -1,8 +1,8 @@
 //! A start before the last frame: iterations from the first views of a scan, done while the rest of them still comes.
 //!
 //! The whole scan then goes on from the representation as it stands, and less is left to do after its last frame. What that saves at which
-//! price stands in docs/methods.md: from three quarters of the views the representation is near enough that 40 of 100 iterations are left;
-//! from half of them it has learnt what the missing half of the circle has to undo.
+//! price stands in docs/methods.md: from three quarters of the views the representation is near enough that half of the iterations are left;
+//! from half of them it has learnt what the other half of the circle has to undo.
 
 /// Iterations from the first views of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl EarlyStart {
     /// How many of a run's iterations may come early: the rest has the whole scan to learn.
     #[must_use]
     pub fn most(iterations: usize) -> usize {
-        iterations * 3 / 5
+        iterations / 2
     }
 
     /// Which of `planned` views these are, for [`super::ScanViews::present`].
