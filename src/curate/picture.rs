@@ -38,10 +38,11 @@ pub(super) fn write(folder: &Path, path: &Path, shards: &[(String, String, Strin
         );
         rows.push((caption, degraded, reference, spacing));
     }
-    let rows: Vec<[Panel<'_>; 2]> = rows
+    let rows: Vec<(&str, [Panel<'_>; 2])> = rows
         .iter()
         .map(|(caption, degraded, reference, spacing)| {
-            [panel(degraded, *spacing, caption), panel(reference, *spacing, "reference")]
+            let panels = [panel(degraded, *spacing, "degraded"), panel(reference, *spacing, "reference")];
+            (caption.as_str(), panels)
         })
         .collect();
     Ok(write_rows(path, &rows, Window::WIDE)?)

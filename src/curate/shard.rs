@@ -186,7 +186,7 @@ fn of_scan(draw: &ScanDraw, geometry: &BodyGeometry, options: &Options) -> Strin
         ("share_of_iterations", share),
         ("views", draw.views.len().to_string()),
         ("angles", draw.law.name().into()),
-        ("photons", draw.photons.map_or("none".into(), |n| json!(n).to_string())),
+        ("photons", draw.photons.map_or("none".into(), |n| format!("{n:.0}"))),
         ("electronic_noise", if draw.photons.is_some() { json!(ELECTRONIC_SIGMA).to_string() } else { "0".into() }),
         ("geometry", place.to_string()),
         ("seed", draw.seed.to_string()),

@@ -155,44 +155,48 @@ fn draw(path: &Path, panels: &[Panel<'_>], window: Window) -> Result<Canvas, For
 /// Pixels of the longest edge of a slice in [`write_rows`].
 const ROW_PIXELS: f64 = 256.0;
 
-/// Writes rows of volumes side by side: the axial slices of all volumes of a row, then their coronal slices, each row at its own scale. The first
-/// volume's caption stands above the row, the others' below their slices.
+/// Writes rows of volumes side by side: the axial slices of all volumes of a row, then their coronal slices, each row at its own scale. A row's
+/// text stands above it, each volume's caption below its slices.
 ///
 /// # Errors
 /// As [`write_contact_sheet`].
-pub fn write_rows<const N: usize>(path: &Path, rows: &[[Panel<'_>; N]], window: Window) -> Result<(), FormatError> {
+pub fn write_rows<const N: usize>(
+    path: &Path,
+    rows: &[(&str, [Panel<'_>; N])],
+    window: Window,
+) -> Result<(), FormatError> {
     let line = canvas::TEXT_HEIGHT + MARGIN;
     let edge = ROW_PIXELS as usize;
-    let height = MARGIN + rows.len() * (2 * line + edge + MARGIN);
+    let row_height = 2 * line + edge + MARGIN;
+    let height = MARGIN + rows.len() * row_height;
     if rows.is_empty() || N == 0 || height > MAX_HEIGHT {
         return Err(FormatError::damaged(path, format!("{} rows of {N} volumes", rows.len()), "nothing can be shown"));
     }
-    let captions = rows.iter().map(|row| canvas::text_width(&row[0].caption)).max().unwrap_or(0);
-    let mut canvas = Canvas::new((2 * N * (edge + MARGIN)).max(captions + MARGIN) + MARGIN, height);
-    for (number, row) in rows.iter().enumerate() {
-        let top = MARGIN + number * (2 * line + edge + MARGIN);
-        canvas.text(MARGIN, top, &row[0].caption);
+    let widest = rows.iter().map(|(text, _)| canvas::text_width(text)).max().unwrap_or(0);
+    let mut canvas = Canvas::new((2 * N * (edge + MARGIN)).max(widest + MARGIN) + MARGIN, height);
+    for (number, (text, panels)) in rows.iter().enumerate() {
+        let top = MARGIN + number * row_height;
+        canvas.text(MARGIN, top, text);
         let longest = |panel: &Panel<'_>| {
             (0..3).map(|axis| panel.volume.len_of(Axis(axis)) as f64 * panel.spacing_mm[axis]).fold(0.0, f64::max)
         };
-        let longest_mm = row.iter().map(longest).fold(0.0, f64::max);
-        if !(longest_mm > 0.0 && longest_mm.is_finite()) || row.iter().any(|panel| panel.volume.is_empty()) {
+        let longest_mm = panels.iter().map(longest).fold(0.0, f64::max);
+        if !(longest_mm > 0.0 && longest_mm.is_finite()) || panels.iter().any(|panel| panel.volume.is_empty()) {
             return Err(FormatError::damaged(
                 path,
                 format!("row {number} has no extent"),
                 "nothing can be shown of it",
             ));
         }
-        let hung = row.each_ref().map(|panel| slices(panel, longest_mm / ROW_PIXELS));
+        let hung = panels.each_ref().map(|panel| slices(panel, longest_mm / ROW_PIXELS));
         // Axial, then coronal.
         for plane in 0..2 {
-            for (place, panel) in row.iter().enumerate() {
+            for (place, panel) in panels.iter().enumerate() {
                 let left = MARGIN + (plane * N + place) * (edge + MARGIN);
-                hung[place][plane].draw(&mut canvas, left, top + line, window);
-                if place > 0 {
-                    let after = left + canvas::text_width("coronal  ");
-                    canvas.text(after, top + line + hung[place][plane].height + 4, &panel.caption);
-                }
+                let slice = &hung[place][plane];
+                slice.draw(&mut canvas, left, top + line, window);
+                let after = left + canvas::text_width(slice.name) + 2 * MARGIN;
+                canvas.text(after, top + line + slice.height + 4, &panel.caption);
             }
         }
     }

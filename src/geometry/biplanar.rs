@@ -9,14 +9,14 @@ fn apart_rad(a_rad: f64, b_rad: f64) -> f64 {
 }
 
 /// Indices of the views that serve as the biplanar pair: the first near 0 (the source on +x), the second near 90 degrees (on +y), and
-/// above all at right angles to each other. Of all pairs the one with the least `2 |b - a - 90 deg| + |a| + |b - 90 deg|` (angles on the
+/// above all at right angles to each other. Of all pairs the one with the least `4 |b - a - 90 deg| + |a| + |b - 90 deg|` (angles on the
 /// circle); of equals the first in order. `None` with fewer than two views.
 #[must_use]
 pub fn biplanar_pair(angles_rad: &[f64]) -> Option<[usize; 2]> {
     let mut best: Option<(f64, [usize; 2])> = None;
     for (i, &a) in angles_rad.iter().enumerate() {
         for (j, &b) in angles_rad.iter().enumerate().filter(|(j, _)| *j != i) {
-            let cost = 2.0 * apart_rad(b - a, FRAC_PI_2) + apart_rad(a, 0.0) + apart_rad(b, FRAC_PI_2);
+            let cost = 4.0 * apart_rad(b - a, FRAC_PI_2) + apart_rad(a, 0.0) + apart_rad(b, FRAC_PI_2);
             // A hair, so that rounding does not choose between equals.
             if best.is_none_or(|(least, _)| cost < least - 1e-9) {
                 best = Some((cost, [i, j]));
