@@ -27,7 +27,8 @@ pub(super) struct Body {
     object: Object,
     /// Where the object's own coordinates have their origin; moved with the grid from geometry to geometry.
     stands_at_mm: DVec3,
-    extent: Extent,
+    /// Space that the object takes up about the isocenter.
+    pub extent: Extent,
     /// The cube about the object, its centre at the isocenter.
     pub grid: VolumeGrid,
     /// `[z][y][x]`.
