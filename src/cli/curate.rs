@@ -299,3 +299,33 @@ impl Display {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn two_numbers_are_read_and_others_refused_with_an_example() {
+        assert_eq!(pair::<f64>("0.25, 0.5").unwrap(), [0.25, 0.5]);
+        assert_eq!(pair::<usize>("10,60").unwrap(), [10, 60]);
+        for text in ["", "10", "a,b", "1,2,3", "-1,4"] {
+            assert!(pair::<usize>(text).unwrap_err().contains("LOW,HIGH"), "{text}");
+        }
+    }
+
+    #[test]
+    fn failures_end_with_their_exit_codes() {
+        let setting = CurateError::Setting { field: "--scans", value: "0".into(), requirement: "must be 1".into() };
+        assert_eq!(failure(setting).code, exit::USAGE);
+        let missing = curate::gather(&Request { volumes: vec!["nowhere/chest_a.nii".into()], ..Request::default() });
+        let missing = failure(missing.unwrap_err());
+        assert_eq!(missing.code, exit::INPUT);
+        assert!(missing.message.contains("chest_a.nii"), "{}", missing.message);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("letter"), "dear").unwrap();
+        let subjects = curate::gather(&Request { phantoms: 1, ..Request::default() }).unwrap().subjects;
+        let occupied = curate::curate(&Options::default(), &subjects, folder.path(), 1, &mut |_| ());
+        assert_eq!(failure(occupied.unwrap_err()).code, exit::OUTPUT);
+    }
+}

@@ -188,12 +188,10 @@ pub fn write_rows<const N: usize>(
                 "nothing can be shown of it",
             ));
         }
-        let hung = panels.each_ref().map(|panel| slices(panel, longest_mm / ROW_PIXELS));
-        // Axial, then coronal.
-        for plane in 0..2 {
-            for (place, panel) in panels.iter().enumerate() {
+        for (place, panel) in panels.iter().enumerate() {
+            let [axial, coronal, _] = slices(panel, longest_mm / ROW_PIXELS);
+            for (plane, slice) in [axial, coronal].iter().enumerate() {
                 let left = MARGIN + (plane * N + place) * (edge + MARGIN);
-                let slice = &hung[place][plane];
                 slice.draw(&mut canvas, left, top + line, window);
                 let after = left + canvas::text_width(slice.name) + 2 * MARGIN;
                 canvas.text(after, top + line + slice.height + 4, &panel.caption);
