@@ -9,6 +9,7 @@ macro_rules! say {
     }};
 }
 
+mod curate;
 mod evaluate;
 mod plan;
 mod reconstruct;
@@ -39,6 +40,8 @@ enum Command {
     Reconstruct(Box<reconstruct::Arguments>),
     /// Compare a volume with a reference
     Evaluate(evaluate::Arguments),
+    /// Make training pairs for SliceFixer from CT volumes and phantoms
+    Curate(Box<curate::Arguments>),
     /// Run the daemon beside the gantry
     Serve(serve::Arguments),
     /// Play a scan into the daemon's ring
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Simulate(arguments) => simulate::run(arguments),
         Command::Reconstruct(arguments) => reconstruct::run(arguments),
         Command::Evaluate(arguments) => evaluate::run(arguments),
+        Command::Curate(arguments) => curate::run(arguments),
         Command::Serve(arguments) => serve::run(arguments),
         Command::Replay(arguments) => replay::run(arguments),
         Command::Watch(arguments) => watch::run(arguments),

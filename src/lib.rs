@@ -28,3 +28,4 @@ pub mod supervise;
 pub mod formats;
 pub mod measure;
 pub mod simulate;
+pub mod curate;
