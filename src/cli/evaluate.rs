@@ -1,8 +1,9 @@
 //! `diffnr evaluate`: a volume against a reference, or a mask against a mask.
 
 mod inputs;
+mod lungs;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, ArrayView3, Zip};
 use serde_json::json;
@@ -11,7 +12,7 @@ use super::Failure;
 use crate::error::exit;
 use crate::formats::picture::{Panel, Window, write_contact_sheet};
 use crate::measure::{self, MeasureError};
-use inputs::{Pair, load};
+use inputs::{Pair, load, refuse};
 
 /// Arguments of `diffnr evaluate`.
 ///
@@ -43,6 +44,12 @@ pub(super) struct Arguments {
     /// Both are masks: give Dice and average surface distance instead
     #[arg(long)]
     dice: bool,
+    /// Find the lungs in both volumes too, by threshold, body mask and morphology, and give their Dice and average surface distance
+    #[arg(long, conflicts_with = "dice")]
+    lungs: bool,
+    /// With --lungs: write a picture of both volumes with their lungs' outlines, and of where the lungs differ
+    #[arg(long, value_name = "FILE", requires = "lungs")]
+    lungs_picture: Option<PathBuf>,
     /// Write a picture: volume, reference, difference
     #[arg(long, value_name = "FILE")]
     png: Option<PathBuf>,
@@ -118,7 +125,7 @@ fn figures(arguments: &Arguments, pair: &Pair) -> Result<(String, serde_json::Va
         if pair.resampled { "; reference averaged onto the volume's grid" } else { "" },
         unit = window.unit,
     );
-    let json = json!({
+    let mut json = json!({
         "psnr_db": psnr_db.is_finite().then_some(psnr_db),
         "identical": psnr_db == f64::INFINITY,
         "ssim": ssim.as_ref().ok(),
@@ -135,22 +142,30 @@ fn figures(arguments: &Arguments, pair: &Pair) -> Result<(String, serde_json::Va
     if let Some(png) = &arguments.png {
         draw(arguments, png, pair, &format!("PSNR {psnr_db:.2} dB  {ssim_text}"))?;
     }
-    Ok((text, json))
+    if !arguments.lungs {
+        return Ok((text, json));
+    }
+    let (of_lungs, lungs) = lungs::compare(arguments, pair)?;
+    json["lungs"] = lungs;
+    Ok((format!("{text}\n{of_lungs}"), json))
 }
 
-fn draw(arguments: &Arguments, png: &std::path::Path, pair: &Pair, figures: &str) -> Result<(), Failure> {
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn draw(arguments: &Arguments, png: &Path, pair: &Pair, figures: &str) -> Result<(), Failure> {
     let window = pair.window;
     let middle = 0.5 * (window.low + window.high);
     let difference = &pair.out - &pair.reference + middle;
-    let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let panel = |volume, caption: String| {
         let (volume, spacing_mm) = pair.hung(volume);
         Panel { volume, spacing_mm, caption }
     };
     let unit = window.unit;
     let panels = [
-        panel(pair.out.view(), format!("{}: {figures}", name(&arguments.out))),
-        panel(pair.reference.view(), format!("reference {}", name(&arguments.reference))),
+        panel(pair.out.view(), format!("{}: {figures}", file_name(&arguments.out))),
+        panel(pair.reference.view(), format!("reference {}", file_name(&arguments.reference))),
         panel(difference.view(), format!("difference (grey = 0, white = +{} {unit})", window.high - middle)),
     ];
     write_contact_sheet(png, &panels, window).map_err(|error| Failure::new(exit::OUTPUT, &error))
