@@ -1,4 +1,4 @@
-//! `diffnr evaluate`: a volume against a reference, or a mask against a mask.
+//! `diffnr evaluate`: a volume against a reference, its lungs against the reference's, or a mask against a mask.
 
 mod inputs;
 mod lungs;
@@ -19,6 +19,9 @@ use inputs::{Pair, load, refuse};
 /// PSNR (over the whole volume) and SSIM (mean over three axes of slice-wise SSIM, empty slices of the reference left out) take the
 /// window's width as the data range; nothing is clipped unless --clip is given. NIfTI volumes are in HU; .npy volumes are in a
 /// scene's own values, with the window 0:1. A scene folder as the reference stands for its ground truth.
+///
+/// --lungs finds the lungs in both volumes by one recipe (air below -400 HU inside the body; airways left out, vessels and nodules filled in) and says how
+/// well they agree: reconstructions whose lungs have another shape, whatever their PSNR, show here.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Volume to judge (.nii, .nii.gz or .npy)

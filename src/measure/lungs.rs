@@ -12,10 +12,12 @@
 //! 4. They are grown back by 8 mm, and on by paths of 12 mm through the air of step 3; closed by a ball of 5 mm and their holes filled, for vessels and
 //!    nodules belong to the lung.
 //!
-//! **Of the airways** trachea and main bronchi are left out but for their last 12 mm before the lungs; **the hilum's** large vessels are left out,
-//! smaller ones are in. **Limits**: consolidated or collapsed lung and large effusions are tissue to a threshold; a lung that touches the side
-//! of the field of view is joined with the outside and lost; the volume's ends above and below may cut the lungs. Radii and threshold were settled on two
-//! chest CTs, as coarse round numbers; neighbouring values change Dice there by less than 0.01.
+//! **Of the airways** trachea and main bronchi are left out but for their last 12 mm before the lungs, and for where lung lies against a wall too
+//! thin for the smoothing; **of the hilum**, large vessels are left out, those thinner than 10 mm are in.
+//!
+//! **Limits.** Consolidated or collapsed lung and large effusions are tissue to a threshold. A lung that touches the side of the field of view is joined
+//! with the outside and lost. The volume's ends above and below may cut the lungs. Radii and thresholds are round numbers settled on two chest CTs, where
+//! neighbouring values (threshold -320 to -500 HU, radii by a third) change Dice by 0.016 at most; both volumes of a comparison get the same.
 
 use ndarray::{Array3, ArrayView3, Axis, Zip};
 use rayon::prelude::*;
