@@ -21,7 +21,7 @@ mod settings;
 
 pub use bytes::{format_bytes, parse_bytes};
 pub use raw::RawSettings;
-pub use reconstruct::{OptimisedSettings, PublishEvery, RunBudget};
+pub use reconstruct::{EarlyIterations, OptimisedSettings, PublishEvery, RunBudget};
 pub use settings::{
     Calibration, ComputeSettings, DropPolicy, LogFormat, PreprocessSettings, PublishSettings, Settings,
     SharedMemorySettings, SuperviseSettings,

@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+mod early;
 mod handover;
 mod optimise;
 mod pipeline;
@@ -26,6 +27,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use firmware_bridge::clock::monotonic_ns;
 use firmware_bridge::layout::{DaemonState, METHOD_FDK, STATUS_MISSING_RANGES, SequenceRange};
@@ -35,7 +37,7 @@ use firmware_bridge::slots::{Status, StatusDetail};
 
 use crate::compute::cpu::CpuCompute;
 use crate::compute::{Compute, ComputeError};
-use crate::config::{Calibration, RunBudget, Settings};
+use crate::config::{Calibration, OptimisedSettings, RunBudget, Settings};
 use crate::error::{Classed, ErrorClass};
 use crate::formats::FormatError;
 use crate::ingest::{Ingest, Staging};
@@ -47,7 +49,7 @@ use crate::reconstruct::optimise::OptimiseError;
 use crate::supervise::{
     Event, OptimiseCounters, OptimiseProgress, OptimiseTelemetry, Rung, StatusReport, Supervision, is_alive,
 };
-use optimise::{Optimisation, OptimiseParts, method_number};
+use optimise::{Optimisation, OptimiseParts, Schedule, method_number};
 use pipeline::{Parts, Pipeline};
 use rehearsal::Cost;
 
@@ -213,7 +215,7 @@ impl Daemon {
                     RunBudget::Iterations(_) => None,
                 },
             };
-            let (thread, words) = start_optimisation(parts, settings, optimised.budget)?;
+            let (thread, words) = start_optimisation(parts, settings, optimised)?;
             banner += &words;
             (handover, optimise) = (Some(shared), Some(thread));
         }
@@ -442,36 +444,39 @@ impl Daemon {
 fn start_optimisation(
     parts: OptimiseParts,
     settings: &Settings,
-    budget: RunBudget,
+    optimised: &OptimisedSettings,
 ) -> Result<(JoinHandle<Result<(), DaemonError>>, String), DaemonError> {
     let method = parts.recipe.method().name();
     let (supervision, handover) = (Arc::clone(&parts.supervision), Arc::clone(&parts.handover));
     let mut compute = CpuCompute::new(settings.compute.threads)?;
     parts.recipe.prepare(&mut compute)?;
-    let (geometry, grid) = (settings.geometry.clone(), settings.grid);
-    let (ready, is_ready) = crossbeam::channel::bounded::<(usize, Cost)>(1);
+    let (geometry, grid, optimised) = (settings.geometry.clone(), settings.grid, optimised.clone());
+    let frame_time = Duration::from_nanos(settings.publish.frame_time_ns());
+    let (ready, is_ready) = crossbeam::channel::bounded::<(Schedule, Cost)>(1);
     let thread = spawn("optimise", move || {
         compute.install(|| {
             let mut optimisation = Optimisation::new(parts, &compute)?;
-            let cost = rehearsal::rehearse(&mut optimisation, &geometry, &grid, budget)?;
+            let cost = rehearsal::rehearse(&mut optimisation, &geometry, &grid, &optimised, frame_time)?;
             rayon::broadcast(|_| {
                 crate::supervise::mark_frame_path();
                 // On Linux the priority of a thread, not of its process. Being as urgent as the frames is worse, but no reason to stop.
                 let _as_it_was = rustix::process::setpriority_process(None, NICE);
             });
             optimisation.parts.handover.work_here();
-            let _receiver_gone = ready.send((optimisation.iterations, cost));
+            let _receiver_gone = ready.send((optimisation.schedule, cost));
             drop(ready);
             optimisation.run();
             Ok(())
         })
     })?;
-    let Ok((iterations, cost)) = is_ready.recv() else {
+    let Ok((schedule, cost)) = is_ready.recv() else {
         // The thread ended before it was ready: its own reason is the one to tell.
         join("optimise", thread)??;
         return Err(DaemonError::Thread { name: "optimise", reason: "ended before it was ready".into() });
     };
-    handover.fix_iterations(iterations as u32);
+    let (iterations, early) = (schedule.iterations, schedule.early);
+    let early_views = early.map_or(0, |early| early.views as u32);
+    handover.fix(iterations as u32, early_views);
     let (seconds, iteration_s) = (cost.run(iterations).as_secs_f64(), cost.iteration.as_secs_f64());
     *supervision.optimise() = Some(OptimiseTelemetry {
         progress: OptimiseProgress {
@@ -480,6 +485,8 @@ fn start_optimisation(
             scan_id: 0,
             iteration: 0,
             iterations_planned: iterations as u32,
+            early_iterations: early.map_or(0, |early| early.iterations as u32),
+            early_views,
             residual: None,
             elements: 0,
             seconds: 0.0,
@@ -487,10 +494,18 @@ fn start_optimisation(
         },
         counters: OptimiseCounters::default(),
     });
-    let words = format!(
+    let mut words = format!(
         "; {method}: {iterations} iterations of {:.0} ms after each scan, some {seconds:.1} s",
         1e3 * iteration_s
     );
+    if let Some(early) = early {
+        let after = schedule.iterations_with_early - early.iterations;
+        let seconds = (cost.load + cost.iteration.mul_f64(after as f64) + cost.volume).as_secs_f64();
+        words += &format!(
+            ", or {after} in {seconds:.1} s after {} from its first {} views before the last frame comes",
+            early.iterations, early.views
+        );
+    }
     Ok((thread, words))
 }
 

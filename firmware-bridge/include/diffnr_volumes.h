@@ -217,8 +217,11 @@ typedef struct dnr_volume_header {
     uint32_t method;                            /* DNR_METHOD_* that made the volume; 0 = not known (version 1.0) */
     float residual;                             /* Root of the mean squared difference of the line integrals at that
                                                    iteration, dimensionless; 0 for analytic methods */
-    uint64_t method_ns;                         /* Time that the method took up to this volume, ns; 0 for analytic ones */
-    uint64_t reserved1[53];                     /* Zero */
+    uint64_t method_ns;                         /* Time that the method took up to this volume, ns, without what it did
+                                                   before the last frame; 0 for analytic methods */
+    uint32_t early_iterations;                  /* How many of the iterations were done while frames still came; 0: none */
+    uint32_t early_views;                       /* From how many views these were: the first that came */
+    uint64_t reserved1[52];                     /* Zero */
     uint32_t payload_crc32c;                    /* CRC32C of the payload */
     uint32_t header_crc32c;                     /* CRC32C of bytes 0 to 1019 of this header */
 } dnr_volume_header;
@@ -255,7 +258,9 @@ DNR_ASSERT_OFFSET(dnr_volume_header, missing, 320);
 DNR_ASSERT_OFFSET(dnr_volume_header, method, 576);
 DNR_ASSERT_OFFSET(dnr_volume_header, residual, 580);
 DNR_ASSERT_OFFSET(dnr_volume_header, method_ns, 584);
-DNR_ASSERT_OFFSET(dnr_volume_header, reserved1, 592);
+DNR_ASSERT_OFFSET(dnr_volume_header, early_iterations, 592);
+DNR_ASSERT_OFFSET(dnr_volume_header, early_views, 596);
+DNR_ASSERT_OFFSET(dnr_volume_header, reserved1, 600);
 DNR_ASSERT_OFFSET(dnr_volume_header, payload_crc32c, 1016);
 DNR_ASSERT_OFFSET(dnr_volume_header, header_crc32c, 1020);
 DNR_STATIC_ASSERT(sizeof(dnr_volume_header) == DNR_VOLUME_HEADER_BYTES, "size");

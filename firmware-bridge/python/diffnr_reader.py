@@ -192,6 +192,8 @@ def parse_volume_header(raw):
         "method": METHODS.get(u32(576), "unknown"),
         "residual": struct.unpack_from("<f", raw, 580)[0],
         "method_ns": u64(584),
+        "early_iterations": u32(592),
+        "early_views": u32(596),
         "shape": shape,
         "spacing_mm": list(struct.unpack_from("<3d", raw, 80)),
         "origin_mm": list(struct.unpack_from("<3d", raw, 104)),

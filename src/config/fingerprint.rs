@@ -27,7 +27,8 @@ impl Settings {
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
         // Publications on the way do not decide the voxels.
-        let optimised = self.optimised.as_ref().map(|o| format!("{:?} {:?} {:?}", o.method, o.optimise, o.budget));
+        let optimised =
+            self.optimised.as_ref().map(|o| format!("{:?} {:?} {:?} {:?}", o.method, o.optimise, o.budget, o.early));
         let recipe = Recipe {
             format: 1,
             geometry: &self.geometry,

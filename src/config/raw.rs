@@ -84,6 +84,7 @@ section! {
         deadline_s: f64,
         publish_every: i64,
         publish_interval_ms: i64,
+        early_iterations: i64,
         gaussians: i64,
         prior: f64,
         tv_mm: f64,

@@ -5,7 +5,7 @@ use super::raw::RawReconstruct;
 use super::resolve::{choice, count, in_range};
 use crate::geometry::{ScanGeometry, VolumeGrid};
 use crate::reconstruct::ReconstructError;
-use crate::reconstruct::optimise::{Method, OptimiseSettings, Recipe, USUAL_ITERATIONS};
+use crate::reconstruct::optimise::{EarlyStart, Method, OptimiseSettings, Recipe, USUAL_ITERATIONS};
 use crate::represent::field::FieldPlan;
 use crate::represent::gaussians::GaussianPlan;
 
@@ -23,6 +23,17 @@ pub struct OptimisedSettings {
     pub budget: RunBudget,
     /// When a volume is published on the way.
     pub publish: PublishEvery,
+    /// What is done before the last frame.
+    pub early: EarlyIterations,
+}
+
+/// How many iterations an [`EarlyStart`] has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EarlyIterations {
+    /// As many as are done before the last frame, by the gantry's rate and what an iteration is found to take; none where that are few.
+    AsFit,
+    /// So many; 0: none.
+    Count(usize),
 }
 
 /// How long a run may take.
@@ -120,5 +131,16 @@ pub(super) fn optimised(raw: &RawReconstruct, grid: &VolumeGrid) -> Result<Optio
             RunBudget::Iterations(count("reconstruct.iterations", iterations, USUAL_ITERATIONS as i64, 1, 1_000_000)?)
         }
     };
-    Ok(method.map(|method| OptimisedSettings { method, optimise, budget, publish }))
+    let early = match raw.early_iterations {
+        None => EarlyIterations::AsFit,
+        given => {
+            // Some are left for the whole scan.
+            let most = match budget {
+                RunBudget::Iterations(iterations) => EarlyStart::most(iterations) as i64,
+                RunBudget::DeadlineS(_) => 1_000_000,
+            };
+            EarlyIterations::Count(count("reconstruct.early_iterations", given, 0, 0, most)?)
+        }
+    };
+    Ok(method.map(|method| OptimisedSettings { method, optimise, budget, publish, early }))
 }

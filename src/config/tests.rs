@@ -79,6 +79,10 @@ fn refusals_name_field_value_and_what_to_change() {
         ("[supervise]\nlog_level = \"diffnr=lots\"", ["supervise.log_level = diffnr=lots", "filter"]),
         ("[reconstruct]\nmethod = \"magic\"", ["reconstruct.method = \"magic\"", "\"fdk\", \"gaussians\", \"field\""]),
         ("[reconstruct]\niterations = 0", ["reconstruct.iterations = 0", "between 1 and"]),
+        (
+            "[reconstruct]\niterations = 10\nearly_iterations = 7",
+            ["reconstruct.early_iterations = 7", "between 0 and 5"],
+        ),
         ("[reconstruct]\ndeadline_s = nan", ["reconstruct.deadline_s = NaN", "between 0.1 and"]),
         (
             "[reconstruct]\niterations = 9\ndeadline_s = 9.0",
@@ -159,7 +163,15 @@ fn the_hash_is_of_what_decides_the_voxels_and_of_nothing_else() {
     let optimised = |extra: &str| hash(&format!("[reconstruct]\nmethod = \"gaussians\"\n{extra}"));
     assert_ne!(base, optimised(""));
     assert_eq!(optimised(""), optimised("publish_every = 3"));
-    for extra in ["iterations = 7", "deadline_s = 7.0", "tv_mm = 0.1", "gaussians = 5", "seed = 1", "photons = 1e4"] {
+    for extra in [
+        "iterations = 7",
+        "early_iterations = 7",
+        "deadline_s = 7.0",
+        "tv_mm = 0.1",
+        "gaussians = 5",
+        "seed = 1",
+        "photons = 1e4",
+    ] {
         assert_ne!(optimised(""), optimised(extra), "{extra}");
     }
     let other_size = ORBIT.replace("[100, 100, 50]", "[100, 100, 51]");

@@ -68,12 +68,27 @@ impl ScanStore {
     }
 }
 
+/// What of a scan is handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Portion {
+    /// The views of an early start; frames still come.
+    First,
+    /// All that came. Goes on from the job of this number, where that was an early start of the same scan and came to its end; 0: there was
+    /// none.
+    Whole {
+        /// Number of that job.
+        after: u64,
+    },
+}
+
 /// A scan to work on.
 #[derive(Debug)]
 pub(super) struct Job {
     /// Counts the jobs, from 1.
     pub(super) number: u64,
-    /// Header of the volume that the scan's end was published with.
+    /// What of it there is.
+    pub(super) portion: Portion,
+    /// Header of the volume that the scan's end was published with; of an early start only the scan's number.
     pub(super) header: VolumeHeader,
     /// Its views.
     pub(super) scan: ScanStore,
@@ -105,6 +120,8 @@ pub struct Handover {
     published: AtomicBool,
     /// Iterations of a run, once they are fixed.
     iterations: AtomicU32,
+    /// Views of an early start, once that is fixed; 0: there is none.
+    early_views: AtomicU32,
     ended: Mutex<Option<Ended>>,
     worker: OnceLock<Thread>,
 }
@@ -114,11 +131,17 @@ impl Handover {
     #[must_use]
     pub fn new(planned: &ScanGeometry) -> Self {
         Self {
-            job: Mutex::new(Job { number: 0, header: VolumeHeader::zeroed(), scan: ScanStore::new(planned) }),
+            job: Mutex::new(Job {
+                number: 0,
+                portion: Portion::Whole { after: 0 },
+                header: VolumeHeader::zeroed(),
+                scan: ScanStore::new(planned),
+            }),
             wanted: AtomicU64::new(0),
             open: AtomicBool::new(false),
             published: AtomicBool::new(false),
             iterations: AtomicU32::new(0),
+            early_views: AtomicU32::new(0),
             ended: Mutex::new(None),
             worker: OnceLock::new(),
         }
@@ -146,14 +169,14 @@ impl Handover {
     }
 
     /// Hands a scan over and returns the job's number; `None`: the worker is still taking the last one, so try again.
-    pub(super) fn offer(&self, scan: &ScanStore, header: &VolumeHeader) -> Option<u64> {
+    pub(super) fn offer(&self, scan: &ScanStore, header: &VolumeHeader, portion: Portion) -> Option<u64> {
         let mut job = match self.job.try_lock() {
             Ok(job) => job,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
         job.number += 1;
-        job.header = *header;
+        (job.header, job.portion) = (*header, portion);
         job.scan.copy_from(scan);
         self.published.store(false, Ordering::Release);
         let number = job.number;
@@ -189,6 +212,11 @@ impl Handover {
         self.iterations.load(Ordering::Acquire)
     }
 
+    /// Views of an early start; 0: there is none.
+    pub(super) fn early_views(&self) -> u32 {
+        self.early_views.load(Ordering::Acquire)
+    }
+
     // The optimise thread's side.
 
     /// The calling thread is the one to wake.
@@ -208,9 +236,10 @@ impl Handover {
         self.job.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fixes the number of iterations.
-    pub(super) fn fix_iterations(&self, iterations: u32) {
+    /// Fixes the number of iterations, and from how many views an early start is made.
+    pub(super) fn fix(&self, iterations: u32, early_views: u32) {
         self.iterations.store(iterations, Ordering::Release);
+        self.early_views.store(early_views, Ordering::Release);
     }
 
     /// A volume is about to be published, or could not be.

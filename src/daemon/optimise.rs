@@ -2,21 +2,25 @@
 //!
 //! It has a carrier of its own, whose threads are nice, so that frames that come meanwhile find the processor: the gantry never waits.
 //! Between any two operations of an iteration it looks whether it is still wanted.
+//!
+//! An early start ([`EarlyStart`]) is a run of its own, which publishes nothing: the scan's run goes on from it if it came to its end, and
+//! begins anew if it did not, so that there are two possible volumes of a scan and not as many as there are moments for a last frame.
 
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use firmware_bridge::clock::monotonic_ns;
 use firmware_bridge::error::PublishError;
 use firmware_bridge::layout::{METHOD_FIELD, METHOD_GAUSSIANS, VOLUME_DEGRADED, VolumeHeader};
 
-use super::handover::{Ended, Handover, LastVolume};
+use super::early::EarlyWatch;
+use super::handover::{Ended, Handover, Job, LastVolume, Portion};
 use crate::compute::cpu::CpuCompute;
 use crate::config::PublishEvery;
 use crate::publish::Publisher;
-use crate::reconstruct::optimise::{Budget, Method, OptimiseError, Optimiser, Outcome, Recipe};
+use crate::reconstruct::optimise::{Budget, EarlyStart, Method, OptimiseError, Optimiser, Outcome, Recipe};
 use crate::reconstruct::{Observer, Progress, StopReason};
 use crate::supervise::{Event, OptimisationEnd, OptimiseProgress, Stage, Supervision};
 
@@ -37,13 +41,25 @@ pub(super) struct OptimiseParts {
     pub(super) deadline_ns: Option<u64>,
 }
 
+/// How many iterations there are, fixed before ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Schedule {
+    /// Of a run that begins after the last frame.
+    pub(super) iterations: usize,
+    /// What is done before it, where something is.
+    pub(super) early: Option<EarlyStart>,
+    /// Of a run that goes on from there, the early ones included.
+    pub(super) iterations_with_early: usize,
+}
+
 /// The thread's state; every buffer in it is in the plan.
 pub(super) struct Optimisation<'p> {
     pub(super) compute: &'p CpuCompute,
     pub(super) optimiser: Optimiser,
     pub(super) parts: OptimiseParts,
-    /// Iterations of a run.
-    pub(super) iterations: usize,
+    pub(super) schedule: Schedule,
+    /// The early start that came to its end last, where nothing came after it: number of its job, and seconds.
+    early_done: Option<(u64, f64)>,
     /// What publishing the last volume takes: a run must end that long before its deadline.
     pub(super) reserve_ns: u64,
 }
@@ -52,7 +68,7 @@ impl<'p> Optimisation<'p> {
     /// Allocates everything.
     pub(super) fn new(parts: OptimiseParts, compute: &'p CpuCompute) -> Result<Self, OptimiseError> {
         let optimiser = parts.recipe.optimiser()?;
-        Ok(Self { compute, optimiser, parts, iterations: 0, reserve_ns: 0 })
+        Ok(Self { compute, optimiser, parts, schedule: Schedule::default(), early_done: None, reserve_ns: 0 })
     }
 
     /// Works off jobs until a stop.
@@ -74,15 +90,31 @@ impl<'p> Optimisation<'p> {
     /// One run, from load to last volume.
     fn work(&mut self, number: u64) {
         let began_ns = monotonic_ns();
-        let (iterations, reserve_ns) = (self.iterations, self.reserve_ns);
+        let early_done = self.early_done.take();
+        let reserve_ns = self.reserve_ns;
         let parts = &mut self.parts;
         let job = parts.handover.job();
         if job.number != number {
             return;
         }
+        let Portion::Whole { after } = job.portion else {
+            self.early_done = start_early(&mut self.optimiser, self.compute, parts, self.schedule, job);
+            return;
+        };
+        let early_done = early_done.filter(|(early, _)| *early == after);
+        let early = self.schedule.early.filter(|_| early_done.is_some());
+        if after != 0 {
+            parts.tell_early_start(self.schedule, job.header.scan_id, early_done.map(|(_, seconds)| seconds));
+        }
+        let (before, iterations) = match early {
+            Some(early) => (early.iterations, self.schedule.iterations_with_early),
+            None => (0, self.schedule.iterations),
+        };
         let header = VolumeHeader {
             method: method_number(parts.recipe.method()),
             iterations_planned: iterations as u32,
+            early_iterations: before as u32,
+            early_views: early.map_or(0, |early| early.views as u32),
             ..job.header
         };
         let deadline_ns = parts.deadline_ns.map(|ns| (header.last_frame_ns + ns).saturating_sub(reserve_ns));
@@ -108,9 +140,61 @@ impl<'p> Optimisation<'p> {
         let loaded = self.optimiser.load_views(&job.scan.views()).map_err(OptimiseError::from);
         drop(job);
         let outcome = loaded
-            .and_then(|()| self.optimiser.begin(self.compute, None, &watch))
-            .and_then(|()| self.optimiser.run(self.compute, Budget::Iterations(iterations), &mut watch));
+            .and_then(|()| if early.is_some() { Ok(()) } else { self.optimiser.begin(self.compute, None, &watch) })
+            .and_then(|()| {
+                self.optimiser.go_on(self.compute, before, Budget::Iterations(iterations - before), &mut watch)
+            });
         watch.end(outcome.ok(), self.optimiser.volume(), self.optimiser.representation().elements());
+    }
+}
+
+/// An early start, as far as its scan's last frame lets it; number of its job and seconds, if it came to its end.
+fn start_early(
+    optimiser: &mut Optimiser,
+    compute: &CpuCompute,
+    parts: &OptimiseParts,
+    schedule: Schedule,
+    job: MutexGuard<'_, Job>,
+) -> Option<(u64, f64)> {
+    let began_ns = monotonic_ns();
+    let iterations = schedule.early?.iterations;
+    let (handover, supervision) = (&*parts.handover, &*parts.supervision);
+    let mut watch = EarlyWatch { number: job.number, began_ns, handover, supervision };
+    begin_progress(supervision, job.header.scan_id, schedule.iterations_with_early);
+    let loaded = optimiser.load_views(&job.scan.views()).map_err(OptimiseError::from);
+    drop(job);
+    let outcome = loaded
+        .and_then(|()| optimiser.begin(compute, None, &watch))
+        .and_then(|()| optimiser.run(compute, Budget::Iterations(iterations), &mut watch));
+    if let Some(optimise) = supervision.optimise().as_mut() {
+        optimise.progress.running = false;
+    }
+    let is_done = outcome.is_ok_and(|outcome| outcome.of_iteration == iterations);
+    is_done.then(|| (watch.number, monotonic_ns().saturating_sub(began_ns) as f64 / 1e9))
+}
+
+/// A run of a scan begins: what was told of the one before is over.
+fn begin_progress(supervision: &Supervision, scan_id: u64, iterations: usize) {
+    if let Some(optimise) = supervision.optimise().as_mut() {
+        let progress = &mut optimise.progress;
+        (progress.running, progress.scan_id, progress.iterations_planned) = (true, scan_id, iterations as u32);
+        (progress.iteration, progress.residual, progress.seconds) = (0, None, 0.0);
+    }
+}
+
+impl OptimiseParts {
+    /// Tells and counts what became of an early start, now that its scan has ended; `seconds` where it came to its end.
+    fn tell_early_start(&self, schedule: Schedule, scan_id: u64, seconds: Option<f64>) {
+        let Some(early) = schedule.early else { return };
+        if let Some(optimise) = self.supervision.optimise().as_mut() {
+            let counters = &mut optimise.counters;
+            match seconds {
+                Some(_) => counters.early_starts += 1,
+                None => counters.early_starts_given_up += 1,
+            }
+        }
+        let (iterations, views) = (early.iterations as u32, early.views as u32);
+        self.supervision.tell(Event::EarlyStartEnded { scan_id, iterations, views, seconds });
     }
 }
 
@@ -157,21 +241,7 @@ impl Watch<'_> {
     }
 
     fn begin(&self) {
-        let (scan_id, planned) = (self.header.scan_id, self.iterations as u32);
-        self.tell(|progress| {
-            let OptimiseProgress { method, iteration_s, elements, .. } = *progress;
-            *progress = OptimiseProgress {
-                running: true,
-                scan_id,
-                iterations_planned: planned,
-                method,
-                iteration_s,
-                elements,
-                iteration: 0,
-                residual: None,
-                seconds: 0.0,
-            };
-        });
+        begin_progress(self.supervision, self.header.scan_id, self.iterations);
         if let Some(optimise) = self.supervision.optimise().as_mut() {
             optimise.counters.runs += 1;
         }

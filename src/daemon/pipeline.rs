@@ -4,11 +4,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytemuck::Zeroable;
 use firmware_bridge::clock::monotonic_ns;
 use firmware_bridge::error::PublishError;
-use firmware_bridge::layout::{FrameHeader, FrameKind};
+use firmware_bridge::layout::{FrameHeader, FrameKind, VolumeHeader};
 
-use super::handover::{Ended, Handover, LastVolume, ScanStore};
+use super::handover::{Ended, Handover, LastVolume, Portion, ScanStore};
 use super::{DaemonError, ScanState, tell_rung};
 use crate::compute::cpu::CpuCompute;
 use crate::config::Settings;
@@ -61,6 +62,8 @@ pub(super) struct Pipeline<'p> {
     offer_due: bool,
     /// Number of the job that they were handed over as; 0: not yet.
     offered: u64,
+    /// Number of the job of its first views, for an early start; 0: none.
+    offered_early: u64,
     /// The accumulator holds the last volume of a scan that has ended; times this.
     in_accumulator: Option<f32>,
     /// A publication found every slot leased and waits.
@@ -95,6 +98,7 @@ impl<'p> Pipeline<'p> {
             handover,
             offer_due: false,
             offered: 0,
+            offered_early: 0,
             in_accumulator: None,
             owed: false,
             closed_at_last: false,
@@ -384,7 +388,7 @@ impl<'p> Pipeline<'p> {
         let superseded = handover.withdraw();
         self.publisher.announce(handover.iterations());
         self.count_superseded(superseded);
-        (self.offer_due, self.offered) = (false, 0);
+        (self.offer_due, self.offered, self.offered_early) = (false, 0, 0);
         if let Some(store) = &mut self.store {
             store.clear();
         }
@@ -398,11 +402,21 @@ impl<'p> Pipeline<'p> {
 
     /// Hands the scan's views over, if that is due: only when no frame waits.
     fn offer(&mut self) {
-        if let (true, Some(handover), Some(store), Some(header)) =
-            (self.offer_due, &self.handover, &self.store, self.publisher.last())
-            && let Some(number) = handover.offer(store, &header)
+        let (Some(handover), Some(store)) = (&self.handover, &self.store) else { return };
+        if let (true, Some(header)) = (self.offer_due, self.publisher.last()) {
+            if let Some(number) = handover.offer(store, &header, Portion::Whole { after: self.offered_early }) {
+                (self.offer_due, self.offered) = (false, number);
+            }
+        } else if self.offered_early == 0
+            && self.views_at_end == 0
+            && self.scan.is_running()
+            && handover.early_views() > 0
+            // Just these views and no others, so that the volume does not depend on how quickly they came.
+            && self.scan.views() == handover.early_views()
         {
-            (self.offer_due, self.offered) = (false, number);
+            let (epoch, scan_id, ..) = self.scan.identity();
+            let header = VolumeHeader { epoch, scan_id, ..VolumeHeader::zeroed() };
+            self.offered_early = handover.offer(store, &header, Portion::First).unwrap_or(0);
         }
     }
 

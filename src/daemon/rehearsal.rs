@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::DaemonError;
-use super::optimise::Optimisation;
-use crate::config::{PublishEvery, RunBudget};
+use super::early::FramePace;
+use super::optimise::{Optimisation, Schedule};
+use crate::config::{OptimisedSettings, PublishEvery, RunBudget};
 use crate::geometry::{ScanGeometry, VolumeGrid};
 use crate::reconstruct::optimise::ScanViews;
 use crate::simulate::ellipsoids::{Ellipsoid, EllipsoidPhantom};
@@ -12,7 +13,9 @@ use crate::simulate::ellipsoids::{Ellipsoid, EllipsoidPhantom};
 /// What the parts of a run take on this machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Cost {
-    /// From the scan's views to the first iteration.
+    /// Taking the scan's views.
+    pub(super) load: Duration,
+    /// From the scan's views to the first iteration, that included.
     pub(super) before: Duration,
     /// An iteration.
     pub(super) iteration: Duration,
@@ -26,9 +29,10 @@ impl Cost {
         self.before + self.iteration.mul_f64(iterations as f64) + self.volume
     }
 
-    /// Iterations that end, with their publications and the last one, within `deadline`; a tenth is kept for what slows a machine down.
-    pub(super) fn iterations_within(&self, deadline: Duration, every: PublishEvery) -> usize {
-        let left = deadline.mul_f64(0.9).saturating_sub(self.before + self.volume).as_secs_f64();
+    /// Iterations that end, with their publications and the last one, within `deadline`, the first beginning after `before`; a tenth is kept
+    /// for what slows a machine down.
+    pub(super) fn iterations_within(&self, deadline: Duration, every: PublishEvery, before: Duration) -> usize {
+        let left = deadline.mul_f64(0.9).saturating_sub(before + self.volume).as_secs_f64();
         let (iteration, volume) = (self.iteration.as_secs_f64().max(1e-9), self.volume.as_secs_f64());
         let each = match every {
             PublishEvery::Iterations(0) => iteration,
@@ -45,12 +49,13 @@ impl Cost {
     }
 }
 
-/// Runs the rehearsal on `optimisation` and fixes the number of iterations.
+/// Runs the rehearsal on `optimisation` and fixes the numbers of iterations.
 pub(super) fn rehearse(
     optimisation: &mut Optimisation<'_>,
     geometry: &ScanGeometry,
     grid: &VolumeGrid,
-    budget: RunBudget,
+    settings: &OptimisedSettings,
+    frame_time: Duration,
 ) -> Result<Cost, DaemonError> {
     let plan = std::sync::Arc::clone(optimisation.parts.recipe.plan());
     let views = phantom(grid).line_integrals(geometry);
@@ -68,22 +73,19 @@ pub(super) fn rehearse(
     }
     let copy = began.elapsed();
     let cost = Cost {
+        load,
         before: load + measured.before(&plan),
         iteration: measured.iteration,
         // Into a slot with its CRC, and kept.
         volume: measured.voxelise + copy * 3,
     };
-    optimisation.iterations = match budget {
-        RunBudget::Iterations(count) => count,
-        RunBudget::DeadlineS(seconds) => {
-            let deadline = Duration::from_secs_f64(seconds);
-            match cost.iterations_within(deadline, optimisation.parts.publish) {
-                0 => {
-                    return Err(DaemonError::Deadline { deadline_s: seconds, least_s: cost.least().as_secs_f64() });
-                }
-                count => count,
-            }
+    let pace = FramePace { views: plan.views(), frame_time };
+    let schedule = Schedule::new(&cost, settings.budget, settings.early, settings.publish, pace);
+    optimisation.schedule = match (schedule, settings.budget) {
+        (None, RunBudget::DeadlineS(deadline_s)) => {
+            return Err(DaemonError::Deadline { deadline_s, least_s: cost.least().as_secs_f64() });
         }
+        (schedule, _) => schedule.unwrap_or_default(),
     };
     optimisation.reserve_ns = cost.volume.as_nanos() as u64;
     Ok(cost)
@@ -102,14 +104,15 @@ mod tests {
     #[test]
     fn a_deadline_becomes_the_number_of_iterations_that_fits_with_all_its_publications() {
         let ms = Duration::from_millis;
-        let cost = Cost { before: ms(3000), iteration: ms(300), volume: ms(100) };
+        let cost = Cost { load: ms(10), before: ms(3000), iteration: ms(300), volume: ms(100) };
+        let within = |deadline, every| cost.iterations_within(deadline, every, cost.before);
         // 0.9 x 20 s, less the start, 20 fits and the last volume: 14.9 s.
-        assert_eq!(cost.iterations_within(ms(20_000), PublishEvery::Iterations(0)), 49);
+        assert_eq!(within(ms(20_000), PublishEvery::Iterations(0)), 49);
         // Every second iteration a volume: 350 ms each.
-        assert_eq!(cost.iterations_within(ms(20_000), PublishEvery::Iterations(2)), 42);
+        assert_eq!(within(ms(20_000), PublishEvery::Iterations(2)), 42);
         // One a second: 300 ms + a tenth.
-        assert_eq!(cost.iterations_within(ms(20_000), PublishEvery::Ms(1_000)), 45);
-        assert_eq!(cost.iterations_within(ms(3_000), PublishEvery::Iterations(0)), 0);
-        assert_eq!(cost.iterations_within(cost.least() + ms(1), PublishEvery::Iterations(0)), 1);
+        assert_eq!(within(ms(20_000), PublishEvery::Ms(1_000)), 45);
+        assert_eq!(within(ms(3_000), PublishEvery::Iterations(0)), 0);
+        assert_eq!(within(cost.least() + ms(1), PublishEvery::Iterations(0)), 1);
     }
 }

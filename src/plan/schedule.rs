@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use crate::config::{Calibration, OptimisedSettings, PublishEvery, RunBudget, Settings};
-use crate::reconstruct::optimise::Recipe;
+use crate::config::{Calibration, EarlyIterations, OptimisedSettings, PublishEvery, RunBudget, Settings};
+use crate::reconstruct::optimise::{EarlyStart, Recipe};
 use crate::supervise::Rung;
 
 /// One line of the schedule.
@@ -94,7 +94,21 @@ fn optimisation(optimised: &OptimisedSettings, recipe: &Recipe) -> Vec<Step> {
             ("as many".into(), format!("{seconds} s after the last frame: their number is fixed before ready"))
         }
     };
-    let mut steps = vec![
+    let views = EarlyStart::usual_views(plan.views());
+    let early = match optimised.early {
+        EarlyIterations::Count(0) => None,
+        EarlyIterations::Count(count) => Some(count.to_string()),
+        EarlyIterations::AsFit => Some("as many as fit".into()),
+    };
+    let mut steps = Vec::new();
+    if let (Some(early), true) = (early, views < plan.views()) {
+        steps.push(step(
+            format!("after view {views}, while the rest comes"),
+            format!("{early} of the iterations below from these views: their number is fixed before ready; where they are not done in time, they do not count"),
+            "the last frame".into(),
+        ));
+    }
+    steps.extend([
         step(
             "after FULL (PARTIAL)".into(),
             format!(
@@ -114,7 +128,7 @@ fn optimisation(optimised: &OptimisedSettings, recipe: &Recipe) -> Vec<Step> {
             ),
             deadline,
         ),
-    ];
+    ]);
     let when = match optimised.publish {
         PublishEvery::Iterations(0) => None,
         PublishEvery::Iterations(every) => Some(format!("every {every} iterations")),

@@ -21,6 +21,7 @@
 
 mod budget;
 mod cost;
+mod early;
 mod prior;
 mod recipe;
 mod run;
@@ -30,6 +31,7 @@ mod weights;
 
 pub use budget::{Budget, Pace};
 pub use cost::RunCost;
+pub use early::EarlyStart;
 pub use recipe::{Method, Recipe, USUAL_ITERATIONS};
 pub use run::{Optimiser, Outcome};
 pub use scan::ScanViews;

@@ -173,6 +173,17 @@ pub enum Event {
         /// Iterations behind it; 0 for an analytic one.
         iteration: u32,
     },
+    /// An early start has ended.
+    EarlyStartEnded {
+        /// The scan's number.
+        scan_id: u64,
+        /// Its iterations.
+        iterations: u32,
+        /// From so many views.
+        views: u32,
+        /// Time that it took, s; `None`: it was not done when the last frame came.
+        seconds: Option<f64>,
+    },
     /// An optimisation has ended.
     OptimisationEnded {
         /// The scan's number.
@@ -215,6 +226,7 @@ impl Event {
             | Self::TimedOut { .. }
             | Self::SlotsLeased { .. } => true,
             Self::ScanEnded { views, planned } => views < planned,
+            Self::EarlyStartEnded { seconds, .. } => seconds.is_none(),
             Self::OptimisationEnded { end, .. } => !matches!(end, OptimisationEnd::Done | OptimisationEnd::Superseded),
             Self::Rung { to, .. } => *to != Rung::Full,
             _ => false,
@@ -279,6 +291,16 @@ impl fmt::Display for Event {
                 }
                 let latency_ms = *latency_ns as f64 / 1e6;
                 write!(f, "{frames} frames, {missing} missing, {latency_ms:.2} ms after its last frame")
+            }
+            Self::EarlyStartEnded { scan_id, iterations, views, seconds } => {
+                write!(f, "early start of scan {scan_id}: {iterations} iterations from {views} views ")?;
+                match seconds {
+                    Some(seconds) => write!(f, "in {seconds:.2} s; the optimisation goes on from there"),
+                    None => write!(
+                        f,
+                        "were not done when the last frame came: the optimisation begins anew (is publish.frame_rate_fps the gantry's rate?)"
+                    ),
+                }
             }
             Self::OptimisationEnded { scan_id, end, iterations, planned, residual, seconds } => write!(
                 f,

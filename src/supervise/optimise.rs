@@ -5,8 +5,12 @@ use serde::Serialize;
 /// Counters of the optimisation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct OptimiseCounters {
-    /// Runs begun.
+    /// Runs begun, without early starts.
     pub runs: u64,
+    /// Early starts that were done when the last frame came, so that the run went on from them.
+    pub early_starts: u64,
+    /// Early starts that were not: the run began anew.
+    pub early_starts_given_up: u64,
     /// Runs that came to their end.
     pub done: u64,
     /// Runs that the next scan, or later frames of the same one, ended.
@@ -48,6 +52,10 @@ pub struct OptimiseProgress {
     pub iteration: u32,
     /// Iterations planned.
     pub iterations_planned: u32,
+    /// Of these, so many before the last frame, where it comes no sooner than planned; 0: none.
+    pub early_iterations: u32,
+    /// From so many views.
+    pub early_views: u32,
     /// Root of the mean squared difference of the line integrals at the last iteration; `None` before the first.
     pub residual: Option<f64>,
     /// Gaussians, or entries of the field's tables.

@@ -6,13 +6,14 @@ use std::time::Duration;
 use super::support::*;
 use diffnr::config::Settings;
 use diffnr::reconstruct::Unobserved;
-use diffnr::reconstruct::optimise::{Budget, ScanViews};
+use diffnr::reconstruct::optimise::{Budget, EarlyStart, ScanViews};
 use ndarray::Array3;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+/// Without an early start: these frames come as quickly as they can, or not at the rate that the settings say.
 fn room(numbers: &str) -> Room {
-    Room::new(&format!("[reconstruct]\nmethod = \"gaussians\"\n{numbers}\n"))
+    Room::new(&format!("[reconstruct]\nmethod = \"gaussians\"\nearly_iterations = 0\n{numbers}\n"))
 }
 
 fn replay(room: &Room, scene: &str) {
@@ -22,6 +23,11 @@ fn replay(room: &Room, scene: &str) {
 
 /// What the room's settings make of its scene offline, without the views `missing`, on one thread.
 fn offline(room: &Room, iterations: usize, missing: &[usize]) -> Array3<f32> {
+    offline_after(room, None, iterations, missing)
+}
+
+/// The same after an early start, whose iterations count.
+fn offline_after(room: &Room, early: Option<EarlyStart>, iterations: usize, missing: &[usize]) -> Array3<f32> {
     let settings = Settings::load_with(&room.path("gantry.toml"), []).unwrap();
     let recipe = settings.optimised.unwrap().recipe(&settings.geometry, &settings.grid).unwrap();
     let scan = diffnr::formats::scene::read_scan(&room.path("scene")).unwrap();
@@ -31,9 +37,18 @@ fn offline(room: &Room, iterations: usize, missing: &[usize]) -> Array3<f32> {
     let mut compute = diffnr::compute::cpu::CpuCompute::new(1).unwrap();
     recipe.prepare(&mut compute).unwrap();
     let mut optimiser = recipe.optimiser().unwrap();
+    let before = early.map_or(0, |early| early.iterations);
+    if let Some(early) = early {
+        let first = early.present(VIEWS);
+        optimiser.load_views(&ScanViews { present: Some(&first), ..views }).unwrap();
+        optimiser.begin(&compute, None, &Unobserved).unwrap();
+        optimiser.run(&compute, Budget::Iterations(before), &mut Unobserved).unwrap();
+    }
     optimiser.load_views(&views).unwrap();
-    optimiser.begin(&compute, None, &Unobserved).unwrap();
-    optimiser.run(&compute, Budget::Iterations(iterations), &mut Unobserved).unwrap();
+    if early.is_none() {
+        optimiser.begin(&compute, None, &Unobserved).unwrap();
+    }
+    optimiser.go_on(&compute, before, Budget::Iterations(iterations - before), &mut Unobserved).unwrap();
     let volume = Array3::from_shape_vec(scan.grid.voxels, optimiser.into_volume()).unwrap();
     scan.scale.volume_values(volume.view())
 }
@@ -75,7 +90,8 @@ fn fdk_comes_first_then_better_volumes_and_the_last_is_the_offline_one_bit_for_b
 
 #[test]
 fn a_field_is_optimised_in_the_same_way() {
-    let room = Room::new("[reconstruct]\nmethod = \"field\"\niterations = 2\npublish_every = 0\n");
+    let room =
+        Room::new("[reconstruct]\nmethod = \"field\"\niterations = 2\nearly_iterations = 0\npublish_every = 0\n");
     let daemon = room.serve(&["--once", "--json"]);
     replay(&room, "scene");
     let (out, scene) = (room.path("out.npy"), room.path("scene"));
@@ -85,6 +101,71 @@ fn a_field_is_optimised_in_the_same_way() {
     assert_eq!((volume["iteration"].as_u64(), volume["iterations_planned"].as_u64()), (Some(2), Some(2)));
     expect_code(&daemon.end(), 0);
     assert_eq!(diffnr::formats::npy::read_volume(&out).unwrap(), offline(&room, 2, &[]));
+}
+
+#[test]
+fn an_early_start_leaves_less_to_do_after_the_last_frame_and_its_volume_is_the_offline_one() {
+    let Some(gantry) = gantry_sim() else { return };
+    let room = Room::new(
+        "[reconstruct]\nmethod = \"gaussians\"\niterations = 12\nearly_iterations = 5\npublish_every = 4\n[supervise]\nframe_timeout_ms = 60000\n",
+    );
+    let recording = room.recording(false);
+    let daemon = room.serve(&["--json"]);
+    // The gantry stands still after the 30th view until the early start is done: it cannot know, so it is told by a long stall.
+    let player = Process::start(
+        Command::new(gantry).arg(&room.name).arg(recording).args(["--fps", "200", "--stall", "30:4000"]),
+    );
+    let status = room.wait_for_status("the early start", |s| s["optimise"]["iteration"] == 5);
+    assert_eq!(
+        (status["optimise"]["early_iterations"].as_u64(), status["optimise"]["early_views"].as_u64()),
+        (Some(5), Some(30))
+    );
+    assert_eq!(
+        (status["optimise"]["iterations_planned"].as_u64(), status["state"].as_str()),
+        (Some(12), Some("receiving"))
+    );
+    expect_code(&player.end(), 0);
+    let (out, scene) = (room.path("out.npy"), room.path("scene"));
+    let seen = room.watch(&["--wait", "final", "--save", out.to_str().unwrap(), "--scan", scene.to_str().unwrap()]);
+    let volume = &seen["volume"];
+    let numbers =
+        ["iteration", "iterations_planned", "early_iterations", "early_views"].map(|name| volume[name].as_u64());
+    assert_eq!(numbers, [Some(12), Some(12), Some(5), Some(30)], "{volume}");
+    let output = daemon.stop();
+    let report = json(&output);
+    let counters = &report["optimise"]["counters"];
+    let counted = ["runs", "done", "early_starts", "early_starts_given_up", "iterations", "intermediate"];
+    // Of the seven iterations after the last frame only the eighth is one to publish.
+    assert_eq!(counted.map(|name| counters[name].as_u64().unwrap()), [1, 1, 1, 0, 12, 1], "{counters}");
+    let log = stderr(&output);
+    assert!(log.contains("early start of scan") && log.contains("5 iterations from 30 views in"), "{log}");
+    assert!(log.contains("after 5 from its first 30 views"), "the banner: {log}");
+    let streamed = diffnr::formats::npy::read_volume(&out).unwrap();
+    let early = EarlyStart { views: 30, iterations: 5 };
+    assert_eq!(streamed, offline_after(&room, Some(early), 12, &[]));
+    assert_ne!(streamed, offline(&room, 12, &[]));
+}
+
+#[test]
+fn an_early_start_that_is_not_done_in_time_is_given_up_and_the_run_begins_anew() {
+    let Some(gantry) = gantry_sim() else { return };
+    let room = Room::new(
+        "[reconstruct]\nmethod = \"gaussians\"\niterations = 100000\nearly_iterations = 50000\npublish_every = 3\n",
+    );
+    let recording = room.recording(false);
+    let daemon = room.serve(&["--json"]);
+    expect_code(
+        &run(Command::new(gantry).arg(&room.name).arg(recording).args(["--fps", "200", "--stall", "30:300"])),
+        0,
+    );
+    room.wait_for_status("a volume on the way", |s| s["optimise"]["counters"]["intermediate"].as_u64() >= Some(1));
+    let volume = &room.watch(&[])["volume"];
+    assert_eq!((volume["early_iterations"].as_u64(), volume["early_views"].as_u64()), (Some(0), Some(0)), "{volume}");
+    let output = daemon.stop();
+    let counters = &json(&output)["optimise"]["counters"];
+    let counted = ["runs", "early_starts", "early_starts_given_up", "superseded"];
+    assert_eq!(counted.map(|name| counters[name].as_u64().unwrap()), [1, 0, 1, 0], "{counters}");
+    assert!(stderr(&output).contains("the optimisation begins anew"), "{}", stderr(&output));
 }
 
 #[test]

@@ -320,10 +320,14 @@ pub struct VolumeHeader {
     pub method: u32,
     /// Root of the mean squared difference of the line integrals at that iteration, dimensionless; 0 for analytic methods.
     pub residual: f32,
-    /// Time that the method took up to this volume, ns; 0 for analytic methods.
+    /// Time that the method took up to this volume, ns, without what it did before the last frame; 0 for analytic methods.
     pub method_ns: u64,
+    /// How many of the iterations were done while frames still came; 0: none.
+    pub early_iterations: u32,
+    /// From how many views these were: the first that came.
+    pub early_views: u32,
     /// Zero.
-    pub reserved1: [u64; 53],
+    pub reserved1: [u64; 52],
     /// CRC32C of the payload.
     pub payload_crc32c: u32,
     /// CRC32C of bytes 0 to 1019 of this header.
@@ -336,6 +340,6 @@ assert_offsets!(VolumeHeader, size VOLUME_HEADER_BYTES, {
     spacing_mm: 80, origin_mm: 104, mu_water_per_mm: 128, value_scale: 132, last_frame_ns: 136, publish_ns: 144,
     payload_bytes: 152, missing_frames: 160, settings_hash: 168, model_hash: 200, device: 232, provider: 264,
     precision: 296, value_kind: 312, iterations_planned: 316, missing: 320, method: 576, residual: 580,
-    method_ns: 584, reserved1: 592, payload_crc32c: 1016,
+    method_ns: 584, early_iterations: 592, early_views: 596, reserved1: 600, payload_crc32c: 1016,
     header_crc32c: 1020,
 });

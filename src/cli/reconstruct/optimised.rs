@@ -10,7 +10,7 @@ use super::{Arguments, Job, Method, Reconstructed, failure, memory};
 use crate::cli::Failure;
 use crate::error::exit;
 use crate::geometry::VolumeGrid;
-use crate::reconstruct::optimise::{self, Budget, OptimiseError, OptimiseSettings, Recipe};
+use crate::reconstruct::optimise::{self, Budget, EarlyStart, OptimiseError, OptimiseSettings, Recipe, ScanViews};
 use crate::represent::field::FieldPlan;
 use crate::represent::gaussians::GaussianPlan;
 
@@ -23,6 +23,9 @@ pub(super) struct Options {
     /// fixed, printed and kept; --iterations of that number gives the same bits
     #[arg(long, value_name = "SECONDS", conflicts_with = "iterations")]
     deadline: Option<f64>,
+    /// Do the first ITERATIONS from the first VIEWS views alone, as a daemon does while the rest still comes: repeats its volume
+    #[arg(long, value_name = "VIEWS:ITERATIONS", value_parser = early_start)]
+    early: Option<EarlyStart>,
     /// Number of Gaussians [default: 14 for 100 voxels]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
     gaussians: Option<u32>,
@@ -51,6 +54,7 @@ impl Options {
     pub(super) fn given(&self) -> Option<&'static str> {
         [
             ("--deadline", self.deadline.is_some()),
+            ("--early", self.early.is_some()),
             ("--gaussians", self.gaussians.is_some()),
             ("--prior", self.prior.is_some()),
             ("--tv", self.tv.is_some()),
@@ -73,6 +77,27 @@ impl Options {
         settings.seed = self.seed.unwrap_or(settings.seed);
         settings
     }
+}
+
+/// `VIEWS:ITERATIONS`.
+fn early_start(text: &str) -> Result<EarlyStart, String> {
+    let count = |text: &str| text.parse().ok().filter(|count| *count > 0);
+    match text.split_once(':').map(|(views, iterations)| (count(views), count(iterations))) {
+        Some((Some(views), Some(iterations))) => Ok(EarlyStart { views, iterations }),
+        _ => Err("must be two numbers above 0, VIEWS:ITERATIONS, as 27:60".into()),
+    }
+}
+
+/// Refuses an early start that leaves nothing for the whole scan.
+fn check_early(early: EarlyStart, views: usize, iterations: usize) -> Result<(), Failure> {
+    let refuse = |message: String| Err(Failure { message, code: exit::USAGE });
+    if early.views >= views {
+        return refuse(format!("--early {} views: must be below the scan's {views}", early.views));
+    }
+    if early.iterations >= iterations {
+        return refuse(format!("--early {} iterations: must be below --iterations, {iterations}", early.iterations));
+    }
+    Ok(())
 }
 
 /// The representation that the arguments ask for, and how it is optimised.
@@ -115,6 +140,10 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
         }
         seconds => seconds.map(Duration::from_secs_f64),
     };
+    let before = options.early.map_or(0, |early| early.iterations);
+    if let Some(early) = options.early {
+        check_early(early, geometry.views.len(), if deadline.is_some() { usize::MAX } else { iterations })?;
+    }
     let recipe = Recipe::new(&geometry, &grid, &settings, method).map_err(failure)?;
     let scratch_bytes = recipe.scratch_bytes(&job.compute);
     memory::check(&recipe.buffers(), scratch_bytes, &grid, "use a smaller --size or fewer --gaussians")?;
@@ -125,18 +154,25 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let title = arguments.method.title();
     job.tracer.work_at(1.0 / scale.factor());
     job.tracer.begin(title, "iterations", iterations);
-    let budget = deadline.map_or(Budget::Iterations(iterations), |deadline| Budget::Deadline {
+    let budget = deadline.map_or(Budget::Iterations(iterations - before), |deadline| Budget::Deadline {
         at: begin + deadline,
         // The last volume, and its way to the disk.
         reserve: Duration::from_millis(500).min(deadline / 10),
         most: 100_000,
     });
-    optimiser.load(job.line_integrals()).map_err(failure)?;
+    let line_integrals = job.line_integrals();
+    let present = options.early.map(|early| early.present(geometry.views.len()));
+    let first = ScanViews { present: present.as_deref(), ..ScanViews::whole(line_integrals) };
+    optimiser.load_views(&first).map_err(failure)?;
     let (compute, tracer) = (&job.compute, &mut job.tracer);
     let outcome = compute
         .install(|| {
             optimiser.begin(compute, None, tracer)?;
-            optimiser.run(compute, budget, tracer)
+            if before > 0 {
+                optimiser.run(compute, Budget::Iterations(before), tracer)?;
+                optimiser.load(line_integrals)?;
+            }
+            optimiser.go_on(compute, before, budget, tracer)
         })
         .map_err(refused)?;
     let reconstruct_s = job.tracer.method_s();
@@ -149,6 +185,8 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let facts = json!({
         "iterations": outcome.iterations,
         "iterations_planned": outcome.planned,
+        "early_views": options.early.map(|early| early.views),
+        "early_iterations": options.early.map(|early| early.iterations),
         "stopped": outcome.stopped,
         "residual": outcome.residual,
         "unexplained": outcome.iterative().unexplained(),

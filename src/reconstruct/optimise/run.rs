@@ -14,9 +14,9 @@ use crate::represent::{Representation, Stage};
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Outcome {
-    /// Iterations done.
+    /// Iterations done, early ones included.
     pub iterations: usize,
-    /// Iterations that the budget came to: what `--iterations` must say to get the same bits.
+    /// Iterations that the budget came to, early ones included: what `--iterations` must say to get the same bits.
     pub planned: usize,
     /// Iterations that the resulting volume has behind it: fewer than done where the last good or the best one stands; 0 for the start.
     pub of_iteration: usize,
@@ -114,11 +114,14 @@ impl Optimiser {
         self.load_views(&ScanViews::whole(line_integrals))
     }
 
-    /// As [`Optimiser::load`], of the views that there are, at the poses that they had.
+    /// As [`Optimiser::load`], of the views that there are, at the poses that they had. The representation stays as it is: after more views
+    /// of the same scan, [`Optimiser::go_on`] goes on from there.
     ///
     /// # Errors
     /// As [`Optimiser::load`], and [`ReconstructError::Geometry`] for a broken pose.
     pub fn load_views(&mut self, scan: &ScanViews<'_>) -> Result<(), ReconstructError> {
+        // No volume has been judged by these views yet.
+        self.behind = [0; 2];
         self.views.load(scan)
     }
 
@@ -211,6 +214,21 @@ impl Optimiser {
         budget: Budget,
         observer: &mut dyn Observer,
     ) -> Result<Outcome, OptimiseError> {
+        self.go_on(compute, 0, budget, observer)
+    }
+
+    /// As [`Optimiser::run`], after `before` iterations of an [`super::EarlyStart`], which `observer` and outcome count as well: the budget is of those
+    /// that follow. Learning rates begin again, for there is something new to learn.
+    ///
+    /// # Errors
+    /// As [`Optimiser::run`].
+    pub fn go_on(
+        &mut self,
+        compute: &dyn Operations,
+        before: usize,
+        budget: Budget,
+        observer: &mut dyn Observer,
+    ) -> Result<Outcome, OptimiseError> {
         let mut pace = Pace::new(budget);
         let round = self.plan.round();
         let (mut residual, mut done) = (f64::NAN, 0);
@@ -256,7 +274,7 @@ impl Optimiser {
                     }
                 }
             }
-            let volume = if observer.wants_volume(done) {
+            let volume = if observer.wants_volume(before + done) {
                 if !self.voxelise(compute)? {
                     stopped = StopReason::Diverged;
                     break;
@@ -266,7 +284,7 @@ impl Optimiser {
                 None
             };
             let iterations = pace.iterations().unwrap_or(done);
-            observer.observe(&Progress { iteration: done, iterations, residual, volume });
+            observer.observe(&Progress { iteration: before + done, iterations: before + iterations, residual, volume });
             if stopped != StopReason::Iterations {
                 break;
             }
@@ -287,9 +305,10 @@ impl Optimiser {
             }
         }
         Ok(Outcome {
-            iterations: done,
-            planned: pace.iterations().unwrap_or(done),
-            of_iteration,
+            iterations: before + done,
+            planned: before + pace.iterations().unwrap_or(done),
+            // None of these views' iterations: not a volume of theirs.
+            of_iteration: if of_iteration > 0 { before + of_iteration } else { 0 },
             stopped,
             residual,
             residual_of_nothing: self.views.residual_of_nothing(),

@@ -1,0 +1,37 @@
+"""A model on disk: its shape and weights, and what a training needs to go on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .compact import Compact, CompactShape
+
+
+@dataclass
+class Checkpoint:
+    kind: str
+    shape: dict
+    # Weights averaged over the last steps: what is validated and exported.
+    averaged: dict
+    weights: dict
+    optimiser: dict
+    step: int
+    options: dict
+    history: list
+
+    def save(self, path: Path) -> None:
+        beside = path.with_suffix(".partial")
+        torch.save(self.__dict__, beside)
+        beside.replace(path)
+
+
+def load(path: Path) -> Checkpoint:
+    return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+
+
+def model_of(checkpoint: Checkpoint) -> Compact:
+    """The averaged model, ready to repair."""
+    model = Compact(CompactShape.from_dict(checkpoint.shape))
+    model.load_state_dict(checkpoint.averaged)
+    return model.eval()

@@ -1,0 +1,181 @@
+"""Pairs from `diffnr curate` (docs/curation.md): volumes as stacks of slices along three planes."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+
+from .compact import PROJECTION
+from .model import Scan, anatomy_index
+from .window import HuWindow
+
+# Methods whose artefacts the running loop shows; the others are there for variety.
+REPRESENTATIONS = ("gaussians", "field")
+
+
+class DataError(ValueError):
+    """What is wrong with which file, and what to do."""
+
+
+@dataclass
+class Shard:
+    """One reconstruction and its reference, int16 HU [z][y][x]."""
+
+    path: Path
+    facts: dict[str, str]
+    degraded: np.ndarray
+    reference: np.ndarray
+    # Where the scan says something, [z][y][x].
+    inside: np.ndarray
+    # [2, 128, 128]
+    projections: torch.Tensor
+
+    @property
+    def method(self) -> str:
+        return self.facts["method"]
+
+    @property
+    def views(self) -> int:
+        return int(self.facts["views"])
+
+    @property
+    def anatomy(self) -> int:
+        return anatomy_index(self.facts["anatomy"])
+
+    def scan(self) -> Scan:
+        return Scan(self.projections[None], torch.tensor([self.anatomy]))
+
+
+def read(path: Path, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    with safe_open(path, "np") as file:
+        if name not in file.keys():
+            raise DataError(f"{path}: no tensor {name}; make the folder with `diffnr curate` of this version")
+        values = file.get_tensor(name)
+    if shape is not None and values.shape != shape:
+        raise DataError(f"{path}: {name} has shape {values.shape}, its reference {shape}")
+    return values
+
+
+def read_shard(path: Path, reference: np.ndarray) -> Shard:
+    with safe_open(path, "np") as file:
+        facts = file.metadata()
+    degraded = read(path, "degraded_hu", reference.shape)
+    first, last = read(path, "inside_z").astype(np.int64)
+    z = np.arange(reference.shape[0])[:, None, None]
+    inside = (z >= first) & (z < last) & (read(path, "inside") > 0)
+    projections = torch.from_numpy(read(path, "projections").astype(np.float32))
+    if not bool(torch.isfinite(projections).all()):
+        raise DataError(f"{path}: projections hold values that are no numbers")
+    projections = F.interpolate(projections[None], size=(PROJECTION, PROJECTION), mode="area")[0]
+    return Shard(path, facts, degraded, reference, inside, projections)
+
+
+def shards(folder: Path, split: str) -> list[Shard]:
+    """All shards of a split, in the order of their names."""
+    if not (folder / "curation.json").is_file():
+        raise DataError(f"{folder}: no curation.json; give the folder that `diffnr curate -o` wrote")
+    found = []
+    for subject in sorted((folder / split).iterdir() if (folder / split).is_dir() else []):
+        if not (subject / "reference.safetensors").is_file():
+            continue
+        reference = read(subject / "reference.safetensors", "reference_hu")
+        found += [read_shard(path, reference) for path in sorted(subject.glob("[0-9]*.safetensors"))]
+    return found
+
+
+def split_seed(folder: Path) -> int:
+    """The seed that the pairs were made with, for the model card."""
+    return int(json.loads((folder / "curation.json").read_text())["options"]["seed"])
+
+
+def along(volume: np.ndarray, plane: int) -> np.ndarray:
+    """The volume [z][y][x] as slices of a plane: axial [z][y][x], coronal [y][z][x], sagittal [x][z][y]."""
+    return (volume, volume.transpose(1, 0, 2), volume.transpose(2, 0, 1))[plane]
+
+
+def stack_of(volume: np.ndarray, plane: int, index: int, neighbours: int) -> np.ndarray:
+    """Slice `index` of a plane between its neighbours; beyond the ends the last slice is repeated."""
+    slices = along(volume, plane)
+    places = np.clip(np.arange(index - neighbours, index + neighbours + 1), 0, slices.shape[0] - 1)
+    return slices[places]
+
+
+@dataclass
+class Batch:
+    slices: torch.Tensor
+    target: torch.Tensor
+    # 1 where the scan says something, else 0.
+    inside: torch.Tensor
+    scan: Scan
+    plane: torch.Tensor
+    height: torch.Tensor
+
+
+class Sampler:
+    """Batches drawn by a seed and the number of the step alone, so that a training that is resumed sees what it would have seen."""
+
+    def __init__(self, training: list[Shard], window: HuWindow, neighbours: int, batch: int, seed: int, others: float = 0.2):
+        """`others`: share of batches' slices from methods other than the representations."""
+        self.window, self.neighbours, self.batch, self.seed = window, neighbours, batch, seed
+        self.groups = [[s for s in training if (s.method in REPRESENTATIONS) == wanted] for wanted in (True, False)]
+        self.others = others if self.groups[1] else 0.0
+        if not self.groups[0]:
+            raise DataError("no shard of Gaussians or a field in the training split")
+
+    def draw(self, step: int) -> Batch:
+        random = np.random.default_rng((self.seed, step))
+        parts = [self.one(random) for _ in range(self.batch)]
+        slices, target, inside, projections, anatomy, plane, height = zip(*parts, strict=True)
+
+        def stacked(arrays: tuple[np.ndarray, ...]) -> torch.Tensor:
+            return torch.from_numpy(np.stack(arrays).astype(np.float32))
+
+        scan = Scan(torch.stack(projections), torch.tensor(anatomy))
+        to_unit = self.window.to_unit
+        return Batch(
+            to_unit(stacked(slices)), to_unit(stacked(target)), stacked(inside), scan, torch.tensor(plane), torch.tensor(height, dtype=torch.float32)
+        )
+
+    def one(self, random: np.random.Generator) -> tuple:
+        group = self.groups[int(random.random() < self.others)]
+        shard = group[random.integers(len(group))]
+        plane = int(random.integers(3))
+        count = shard.reference.shape[plane]
+        # Slices without anything in them teach nothing.
+        for _ in range(8):
+            index = int(random.integers(count))
+            target = stack_of(shard.reference, plane, index, 0)
+            if (target > -500).mean() > 0.02:
+                break
+        slices = stack_of(shard.degraded, plane, index, self.neighbours)
+        inside = stack_of(shard.inside, plane, index, 0)
+        projections, height = shard.projections, (index + 0.5) / count
+        # Mirrored bodies: in parallel rays a view along an axis stays what it is when that axis is turned round, the other one is
+        # mirrored. Nearly so in a cone.
+        for axis in range(3):
+            if random.random() < 0.5:
+                slices, target, inside, projections, height = mirrored(axis, plane, slices, target, inside, projections, height)
+        return slices, target, inside, projections, shard.anatomy, plane, height
+
+
+def mirrored(
+    axis: int, plane: int, slices: np.ndarray, target: np.ndarray, inside: np.ndarray, projections: torch.Tensor, height: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, torch.Tensor, float]:
+    """The same with one of the body's axes (0: z, 1: y, 2: x) turned round."""
+    # Which axis of the stack that is: the planes' axes are [z y x], [y z x], [x z y].
+    within = ((0, 1, 2), (1, 0, 2), (2, 0, 1))[plane].index(axis)
+    slices, target, inside = (np.flip(part, within) for part in (slices, target, inside))
+    if within == 0:
+        height = 1.0 - height
+    first, second = projections
+    if axis == 0:
+        first, second = first.flip(0), second.flip(0)
+    elif axis == 1:
+        first = first.flip(1)
+    else:
+        second = second.flip(1)
+    return slices, target, inside, torch.stack((first, second)), height

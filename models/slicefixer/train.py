@@ -1,0 +1,105 @@
+"""Training of the compact model: on two cores in hours, on a GPU longer; goes on from its checkpoint."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from . import data
+from .checkpoint import Checkpoint, load
+from .compact import Compact, CompactShape
+from .losses import repair_loss
+from .validate import validate
+
+
+@dataclass
+class Options:
+    steps: int = 20_000
+    batch: int = 8
+    rate: float = 1e-3
+    seed: int = 0
+    ssim_weight: float = 0.1
+    # Steps over which weights are averaged, about.
+    average: int = 500
+    others: float = 0.2
+    # Seconds between checkpoints, and steps between validations (0: none).
+    every_s: float = 300.0
+    validate_every: int = 2_000
+
+
+def rate_at(options: Options, step: int) -> float:
+    """Share of the rate: up over 200 steps, then down along half a cosine."""
+    rise = min(1.0, (step + 1) / 200)
+    fall = 0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * step / options.steps)).item()
+    return rise * max(fall, 0.01)
+
+
+def train(folder: Path, out: Path, shape: CompactShape, options: Options, device: str, minutes: float | None = None, say=print) -> Path:
+    """Trains until `options.steps` are done, or for `minutes`; returns the checkpoint's path.
+
+    An existing checkpoint in `out` is gone on from; other options than its own are refused, for the rate's schedule would have a break.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "checkpoint.pt"
+    torch.manual_seed(options.seed)
+    model = Compact(shape).to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(1.0 - 1.0 / options.average))
+    step, history = 0, []
+    if path.exists():
+        before = load(path)
+        asked = {"shape": shape.as_dict(), "options": asdict(options)}
+        for name, ours, theirs in (("shape", asked["shape"], before.shape), ("options", asked["options"], before.options)):
+            differing = [key for key in ours if list_or(ours[key]) != list_or(theirs.get(key)) and key not in ("every_s", "validate_every")]
+            if differing:
+                raise data.DataError(f"{path}: was trained with other {name}: {', '.join(differing)}; give the same, or another folder")
+        model.load_state_dict(before.weights)
+        averaged.module.load_state_dict(before.averaged)
+        averaged.n_averaged.fill_(before.step)
+        optimiser.load_state_dict(before.optimiser)
+        step, history = before.step, before.history
+        say(f"going on from step {step}")
+    training, validation = data.shards(folder, "train"), data.shards(folder, "validation")
+    say(f"{len(training)} shards to learn from, {len(validation)} to validate; {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {device}")
+    sampler = data.Sampler(training, model.window, model.neighbours, options.batch, options.seed, options.others)
+
+    def save() -> None:
+        Checkpoint("compact", shape.as_dict(), averaged.module.state_dict(), model.state_dict(), optimiser.state_dict(), step, asdict(options), history).save(path)
+
+    began = saved = time.monotonic()
+    sums, count = [0.0, 0.0], 0
+    model.train()
+    while step < options.steps and (minutes is None or time.monotonic() - began < 60 * minutes):
+        batch = sampler.draw(step)
+        for group in optimiser.param_groups:
+            group["lr"] = options.rate * rate_at(options, step)
+        scan = data.Scan(batch.scan.projections.to(device), batch.scan.anatomy.to(device))
+        repaired = model(batch.slices.to(device), scan, batch.plane.to(device), batch.height.to(device))
+        loss, square, dissimilarity = repair_loss(repaired, batch.target.to(device), batch.inside.to(device), options.ssim_weight)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        averaged.update_parameters(model)
+        step += 1
+        sums, count = [sums[0] + square, sums[1] + dissimilarity], count + 1
+        if step % 100 == 0:
+            seconds = time.monotonic() - began
+            say(f"step {step} of {options.steps}: {10 * -torch.tensor(sums[0] / count).log10().item():.2f} dB, 1 - SSIM {sums[1] / count:.4f}; {seconds:.0f} s")
+            history.append({"step": step, "square": sums[0] / count, "dissimilarity": sums[1] / count})
+            sums, count = [0.0, 0.0], 0
+        if validation and options.validate_every and step % options.validate_every == 0:
+            averaged.module.eval()
+            table = validate(averaged.module, validation, device, planes=(0,), every=8)
+            say(f"step {step}: validation {table.mean_gain_db():+.2f} dB (axial, every eighth slice)")
+            history.append({"step": step, "validation_gain_db": table.mean_gain_db()})
+        if time.monotonic() - saved > options.every_s:
+            save()
+            saved = time.monotonic()
+    save()
+    return path
+
+
+def list_or(value):
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,118 @@
+"""The compact model: what must hold of it trained or not."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from slicefixer import export as exporting
+from slicefixer.compact import PROJECTION, Compact, CompactShape
+from slicefixer.model import ANATOMIES, Scan, anatomy_index
+from slicefixer.window import HuWindow
+
+SMALL = CompactShape(vae=(8, 16), unet=(16, 32), attention=(False, True), context=32, tokens=2, embedding=32)
+
+
+def disturbed(shape: CompactShape = SMALL) -> Compact:
+    """A model none of whose layers is zero any more, as after training."""
+    torch.manual_seed(1)
+    model = Compact(shape).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def inputs(model: Compact, batch: int = 2, rows: int = 32, columns: int = 24):
+    random = torch.Generator().manual_seed(2)
+    slices = 2 * torch.rand(batch, 2 * model.neighbours + 1, rows, columns, generator=random) - 1
+    scan = Scan(torch.rand(1, 2, PROJECTION, PROJECTION, generator=random) * 4, torch.tensor([3]))
+    return slices, scan, torch.arange(batch) % 3, torch.linspace(0.2, 0.8, batch)
+
+
+def test_an_untrained_model_changes_nothing_not_even_outside_the_window():
+    model = Compact(SMALL).eval()
+    slices, scan, plane, height = inputs(model)
+    slices[0, 1, 3, 4] = 1.7
+    assert torch.equal(model(slices, scan, plane, height), slices[:, 1:2])
+
+
+def test_repair_is_deterministic_and_does_not_mix_the_slices_of_a_batch():
+    model = disturbed()
+    slices, scan, plane, height = inputs(model, batch=3)
+    with torch.no_grad():
+        context = model.condition(scan)
+        together = model.repair(slices, context, plane, height)
+        alone = model.repair(slices[1:2], context, plane[1:2], height[1:2])
+        assert torch.equal(together, model.repair(slices, context, plane, height))
+    # Another batch size is another order of sums.
+    torch.testing.assert_close(alone, together[1:2], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("what", ["projections", "anatomy", "plane", "height", "neighbours", "skips"])
+def test_everything_that_the_model_is_told_has_an_effect(what):
+    model = disturbed()
+    slices, scan, plane, height = inputs(model)
+    with torch.no_grad():
+        before = model(slices, scan, plane, height)
+        if what == "projections":
+            scan = Scan(scan.projections.flip(1), scan.anatomy)
+        elif what == "anatomy":
+            scan = Scan(scan.projections, scan.anatomy + 1)
+        elif what == "plane":
+            plane = (plane + 1) % 3
+        elif what == "height":
+            height = 1 - height
+        elif what == "neighbours":
+            slices[:, 0] = 0
+        else:
+            for skip in model.decoder.skips:
+                skip.weight.zero_()
+        assert (model(slices, scan, plane, height) - before).abs().max() > 1e-5
+
+
+def test_the_graphs_give_what_the_model_gives(tmp_path):
+    model = disturbed()
+    files = exporting.graphs(model)
+    whole = {role: onnxruntime.InferenceSession(proto.SerializeToString()) for role, proto in files.items()}
+    for proto in files.values():
+        exporting.halve(proto)
+    halved = {role: onnxruntime.InferenceSession(proto.SerializeToString()) for role, proto in files.items()}
+    # Other sizes than those it was exported with.
+    for batch, rows, columns in ((1, 16, 16), (5, 48, 32)):
+        slices, scan, plane, height = inputs(model, batch, rows, columns)
+        with torch.no_grad():
+            context = model.condition(scan)
+            expected = model.repair(slices, context, plane, height).numpy()
+        # fp32: another order of sums; fp16 weights: half precision has 11 bits, and a latent is amplified by the diffusion step.
+        for sessions, tolerance in ((whole, 1e-4), (halved, 1e-2)):
+            told = sessions["condition"].run(None, {"projections": scan.projections.numpy(), "anatomy": scan.anatomy.numpy()})[0]
+            given = {"slices": slices.numpy(), "context": told, "plane": plane.numpy(), "height": height.numpy()}
+            repaired = sessions["repair"].run(None, given)[0]
+            assert repaired.shape == expected.shape
+            assert np.abs(repaired - expected).max() < tolerance * np.abs(expected).max()
+
+
+def test_no_graph_tells_where_it_was_made():
+    import os
+
+    for proto in exporting.graphs(disturbed()).values():
+        text = proto.SerializeToString()
+        for word in (b".py", b"slicefixer/", os.getcwd().encode(), os.path.expanduser("~/").encode()):
+            assert word not in text, word
+        assert {opset.version for opset in proto.opset_import if opset.domain == ""} == {18}
+        assert all(opset.domain == "" for opset in proto.opset_import)
+
+
+def test_the_window_is_linear_and_has_an_inverse():
+    window = HuWindow()
+    hu = torch.tensor([-3000.0, -1024.0, 0.0, 2048.0, 30000.0])
+    unit = window.to_unit(hu)
+    assert unit[1] == -1 and unit[3] == 1
+    # float32 at 30000 HU.
+    torch.testing.assert_close(window.to_hu(unit), hu, atol=0.01, rtol=0)
+
+
+def test_anatomies_have_fixed_numbers():
+    assert ANATOMIES[anatomy_index("chest")] == ANATOMIES[anatomy_index("lung")] == "chest"
+    assert anatomy_index("hedgehog") == 0
