@@ -30,8 +30,8 @@ class Options:
 
 
 def rate_at(options: Options, step: int) -> float:
-    """Share of the rate: up over 200 steps, then down along half a cosine."""
-    rise = min(1.0, (step + 1) / 200)
+    """Share of the rate: up over 200 steps (a tenth of fewer than 2000), then down along half a cosine."""
+    rise = min(1.0, (step + 1) / min(200, options.steps / 10 + 1))
     fall = 0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * step / options.steps)).item()
     return rise * max(fall, 0.01)
 
