@@ -27,10 +27,12 @@
 
 #![forbid(unsafe_code)]
 
+mod biplanar;
 pub mod coverage;
 mod orbit;
 mod sight;
 
+pub use biplanar::biplanar_pair;
 pub use coverage::{Coverage, FanFrame, FieldOfView, ScanClass};
 pub use orbit::CircularOrbit;
 pub use sight::check_sight;
