@@ -12,6 +12,7 @@ macro_rules! say {
 mod evaluate;
 mod plan;
 mod reconstruct;
+mod repair;
 mod replay;
 mod serve;
 mod simulate;
@@ -37,6 +38,8 @@ enum Command {
     Simulate(Box<simulate::Arguments>),
     /// Reconstruct a scan on disk
     Reconstruct(Box<reconstruct::Arguments>),
+    /// Repair a volume with SliceFixer alone
+    Repair(Box<repair::Arguments>),
     /// Compare a volume with a reference
     Evaluate(evaluate::Arguments),
     /// Run the daemon beside the gantry
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
     let outcome: Result<(), Failure> = match &arguments.command {
         Command::Simulate(arguments) => simulate::run(arguments),
         Command::Reconstruct(arguments) => reconstruct::run(arguments),
+        Command::Repair(arguments) => repair::run(arguments),
         Command::Evaluate(arguments) => evaluate::run(arguments),
         Command::Serve(arguments) => serve::run(arguments),
         Command::Replay(arguments) => replay::run(arguments),

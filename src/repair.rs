@@ -33,6 +33,7 @@ pub mod providers;
 pub mod session;
 mod slices;
 pub mod volume;
+mod watchdog;
 
 pub use conditioning::Conditioning;
 pub use error::RepairError;

@@ -15,6 +15,7 @@ use super::library::{self, Library};
 use super::manifest::{GraphContract, Manifest, Plane};
 use super::providers::{self, Demand, Provider, Providers, Setting};
 use super::slices::Layout;
+use super::watchdog::Watchdog;
 use super::{RepairError, assigned};
 
 /// Folder of models, in place of `models` beside the working directory and the executable.
@@ -111,6 +112,7 @@ pub struct SliceFixer {
     context: Tensor<f32>,
     conditioned: bool,
     repairer: Session,
+    watchdog: Watchdog,
     bound: Vec<Bound>,
 }
 
@@ -210,6 +212,7 @@ impl SliceFixer {
             context,
             conditioned: false,
             repairer,
+            watchdog: Watchdog::new()?,
             bound,
         };
         for place in 0..fixer.bound.len() {
@@ -327,6 +330,8 @@ impl SliceFixer {
         let mut last = Duration::ZERO;
         let mut slices = 0;
         for place in 0..self.bound.len() {
+            // The same whatever was run before.
+            self.bound[place].height.extract_tensor_mut().1.fill(0.5);
             for run in 0..WARM_UP_RUNS {
                 let begin = Instant::now();
                 self.run(place)?;
@@ -362,14 +367,19 @@ impl SliceFixer {
         Ok(self.bound[place].repaired.extract_tensor().1)
     }
 
+    /// Runs from now on are ended when the deadline passes; without one they last as long as they like.
+    pub(super) fn allow_until(&self, deadline: Option<Instant>) -> Result<(), RepairError> {
+        self.watchdog.arm(deadline).map_err(|error| RepairError::run(&error))
+    }
+
     fn run(&mut self, place: usize) -> Result<(), RepairError> {
         let failed = |error: ort::Error| RepairError::run(&error);
         if self.providers.copies_inputs() {
             self.bind_inputs(place).map_err(failed)?;
         }
-        let binding = &self.bound[place].binding;
+        let (binding, options) = (&self.bound[place].binding, self.watchdog.options());
         // The result lies in `repaired`; what this gives is another handle of it.
-        drop(self.repairer.run_binding(binding).map_err(failed)?);
+        drop(self.repairer.run_binding_with_options(binding, options).map_err(failed)?);
         binding.synchronize_outputs().map_err(failed)
     }
 }

@@ -69,7 +69,8 @@ impl Repair {
         size_of_val(&self.mean[..]) + size_of_val(&self.spread[..])
     }
 
-    /// Repairs a volume in 1/mm, `[x][y][z]`. Nothing is given unless every slice of every plane is there, in time and sound.
+    /// Repairs a volume in 1/mm, `[x][y][z]`. Nothing is given unless every slice of every plane is there, in time and sound: a run that
+    /// is still going at the deadline is ended (between two nodes of the graph).
     ///
     /// # Errors
     /// [`RepairError::Input`] for a volume of another shape, with values that are no numbers, or before the scan's conditioning;
@@ -81,6 +82,22 @@ impl Repair {
         deadline: Option<Instant>,
         watch: &mut dyn Watch,
     ) -> Result<Repaired<'_>, RepairError> {
+        fixer.allow_until(deadline)?;
+        let outcome = self.all_planes(fixer, volume, deadline, watch);
+        // Runs that are not a repair's have no deadline.
+        fixer.allow_until(None)?;
+        outcome?;
+        let disagreement_hu = (!self.spread.is_empty()).then_some(&self.spread[..]);
+        Ok(Repaired { per_mm: &self.mean, disagreement_hu })
+    }
+
+    fn all_planes(
+        &mut self,
+        fixer: &mut SliceFixer,
+        volume: &[f32],
+        deadline: Option<Instant>,
+        watch: &mut dyn Watch,
+    ) -> Result<(), RepairError> {
         if fixer.voxels() != self.voxels || fixer.planes().len() > 1 && self.spread.is_empty() {
             let given = format!("{:?}", fixer.voxels());
             return Err(RepairError::input("model", given, "is not the one that this repair was made for"));
@@ -109,7 +126,11 @@ impl Repair {
                     return Err(RepairError::Interrupted);
                 }
                 let count = batch.min(layout.size[0] - first);
-                let repaired = fixer.repair_batch(place, first, volume, to_unit)?;
+                // A run that was ended fails like any other; the clock says why.
+                let repaired = match fixer.repair_batch(place, first, volume, to_unit) {
+                    Err(RepairError::Run { .. }) if late(done).is_err() => return late(done),
+                    outcome => outcome?,
+                };
                 let pixels = layout.padded[0] * layout.padded[1];
                 // Also where it is not a number.
                 let wrong = |value: &f32| !(value.abs() <= limit);
@@ -132,8 +153,7 @@ impl Repair {
         for value in &mut self.spread {
             *value = (half_width_hu * (f64::from(*value) / planes as f64).sqrt()) as f32;
         }
-        let disagreement_hu = (!self.spread.is_empty()).then_some(&self.spread[..]);
-        Ok(Repaired { per_mm: &self.mean, disagreement_hu })
+        Ok(())
     }
 
     /// Largest magnitude in window units that is taken; refuses volumes that are no numbers.

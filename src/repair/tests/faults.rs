@@ -80,6 +80,23 @@ fn deadlines_and_interruptions_are_looked_at_between_batches() {
 }
 
 #[test]
+fn a_run_that_stalls_is_ended_at_the_deadline() {
+    let Some(library) = onnx_runtime() else { return };
+    let voxels = [9, 10, 11];
+    // Slices above half of the height go through a loop of 2^60 turns.
+    let model = changed("broken/stall.onnx", |text| text);
+    let (mut fixer, mut repair) = loaded(model.path(), library, voxels);
+    fixer.warm_up().unwrap();
+    for _ in 0..2 {
+        let deadline = Some(Instant::now() + Duration::from_millis(200));
+        let late = repair.run(&mut fixer, &volume(voxels), deadline, &mut ()).unwrap_err();
+        assert!(matches!(late, RepairError::Late { done: 6, slices: 30 }), "{late}");
+    }
+    // The session lives on.
+    fixer.warm_up().unwrap();
+}
+
+#[test]
 fn wrong_arguments_are_named() {
     let Some(library) = onnx_runtime() else { return };
     let voxels = [4, 5, 6];

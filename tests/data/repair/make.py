@@ -35,7 +35,8 @@ def node(kind, inputs, output, **attributes):
 
 
 def model(name, inputs, outputs, nodes, constants, opset=OPSET):
-    used = {name for node in nodes for name in node.input}
+    bodies = [inner for node in nodes for attribute in node.attribute for inner in attribute.g.node]
+    used = {name for node in (*nodes, *bodies) for name in node.input}
     constants = [constant for constant in constants if constant.name in used]
     graph = helper.make_graph(nodes, name, inputs, outputs, constants)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8, producer_name="diffnr tests")
@@ -104,6 +105,12 @@ def repair(opset=OPSET, channels=3, kind=FLOAT, last=None, name="repair"):
         constant("along", [1], np.int64),
         constant("half", 0.5),
         constant("huge", 1e3),
+        constant("none", 0.0),
+        constant("endless", 1 << 60, np.int64),
+        constant("never", 0, np.int64),
+        constant("yes", True, np.bool_),
+        constant("zero", [0.0]),
+        constant("one", [1.0]),
     ]
     return model(name, inputs, [value("repaired", FLOAT, ["batch", 1, "rows", "columns"])], nodes, constants, opset)
 
@@ -113,6 +120,25 @@ def doubtful(nodes):
     above = node("Sub", ["height", "half"], "above")
     to_image = node("Unsqueeze", ["odd", "axes"], "odd4")
     return [above, *nodes, to_image, node("Add", ["sound", "odd4"], "repaired")]
+
+
+def stalling():
+    """Adds 1 to 0 some 2^60 times where a slice stands above half of the height."""
+    count = value("iteration", INT64, [])
+    body = helper.make_graph(
+        [node("Add", ["sum_in", "one"], "sum_out"), node("Identity", ["go_in"], "go_out")],
+        "body",
+        [count, value("go_in", TensorProto.BOOL, []), value("sum_in", FLOAT, [1])],
+        [value("go_out", TensorProto.BOOL, []), value("sum_out", FLOAT, [1])],
+    )
+    nodes = [
+        node("ReduceMax", ["above"], "highest", keepdims=0),
+        node("Greater", ["highest", "none"], "stalls"),
+        node("Where", ["stalls", "endless", "never"], "turns"),
+        node("Loop", ["turns", "yes", "zero"], "many", body=body),
+        node("Mul", ["many", "zero"], "odd"),
+    ]
+    return doubtful(nodes)
 
 
 def graphs():
@@ -126,6 +152,7 @@ def graphs():
         "broken/type": repair(kind=DOUBLE),
         "broken/nan": repair(last=not_a_number),
         "broken/far": repair(last=far),
+        "broken/stall": repair(last=stalling()),
     }
 
 
