@@ -3,6 +3,7 @@
 #   make demo [CT=volume.nii.gz]   simulate a scan, play it from a C gantry into the daemon, save and score the volume
 #   make test                      every test: Rust, C, Python, the model check of the shared-memory protocol
 #   make lint                      formatting and clippy, warnings are errors
+#   make onnxruntime               ONNX Runtime (for SliceFixer) into .onnxruntime; ONNXRUNTIME=onnxruntime-gpu==1.32.0 for NVIDIA GPUs
 #   make bench                     speed against the machine's floor
 #   make bench-peers               the same beside RTK (installs the PyPI package itk-rtk into .venv-peers)
 #   make methods CT="a.nii.gz b.nii.gz" [OUT=methods VIEWS=36,24,12 PHOTONS=1e5]
@@ -13,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build bridge demo test test-rust test-release test-loom test-models lint bench bench-peers methods fuzz clean
+.PHONY: help build bridge onnxruntime demo test test-rust test-release test-loom test-models lint bench bench-peers methods fuzz clean
 
 CARGO ?= cargo
 PYTHON ?= python3
@@ -35,10 +36,23 @@ demo: build bridge
 .venv/ready:
 	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --disable-pip-version-check -r tests/python/requirements.txt && touch .venv/ready
 
+# The library out of the PyPI wheel; nothing of Python stays.
+ONNXRUNTIME ?= onnxruntime==1.32.0
+ONNXRUNTIME_READY := .onnxruntime/$(subst ==,-,$(ONNXRUNTIME)).ready
+
+onnxruntime: $(ONNXRUNTIME_READY)
+
+$(ONNXRUNTIME_READY):
+	rm -rf .onnxruntime && mkdir .onnxruntime && $(PYTHON) -m venv .onnxruntime/venv
+	.onnxruntime/venv/bin/pip install --quiet --disable-pip-version-check --no-deps --target .onnxruntime/wheel $(ONNXRUNTIME)
+	mv .onnxruntime/wheel/onnxruntime/capi/libonnxruntime*.so* .onnxruntime/
+	rm -rf .onnxruntime/venv .onnxruntime/wheel && touch $@
+
 test: test-rust test-release test-loom test-models
 
 test-rust: bridge
 	$(MAKE) .venv/ready || echo "SKIPPED: Python references (no virtual environment could be made)"
+	$(MAKE) onnxruntime || echo "SKIPPED: SliceFixer (ONNX Runtime could not be fetched)"
 	DIFFNR_PYTHON="$$(test -f .venv/ready && echo $(CURDIR)/.venv/bin/python || command -v $(PYTHON))" $(CARGO) test --workspace --locked
 
 # The proofs that belong to the optimised build: no allocation after "ready".
@@ -97,4 +111,4 @@ fuzz:
 clean:
 	$(CARGO) clean
 	$(MAKE) -C firmware-bridge clean
-	rm -rf demo .venv .venv-peers .venv-methods
+	rm -rf demo .venv .onnxruntime .venv-peers .venv-methods

@@ -13,6 +13,7 @@ mod curate;
 mod evaluate;
 mod plan;
 mod reconstruct;
+mod repair;
 mod replay;
 mod serve;
 mod simulate;
@@ -38,6 +39,8 @@ enum Command {
     Simulate(Box<simulate::Arguments>),
     /// Reconstruct a scan on disk
     Reconstruct(Box<reconstruct::Arguments>),
+    /// Repair a volume with SliceFixer alone
+    Repair(Box<repair::Arguments>),
     /// Compare a volume with a reference
     Evaluate(evaluate::Arguments),
     /// Make training pairs for SliceFixer from CT volumes and phantoms
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
     let outcome: Result<(), Failure> = match &arguments.command {
         Command::Simulate(arguments) => simulate::run(arguments),
         Command::Reconstruct(arguments) => reconstruct::run(arguments),
+        Command::Repair(arguments) => repair::run(arguments),
         Command::Evaluate(arguments) => evaluate::run(arguments),
         Command::Curate(arguments) => curate::run(arguments),
         Command::Serve(arguments) => serve::run(arguments),

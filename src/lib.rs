@@ -20,6 +20,7 @@ pub mod preprocess;
 pub mod compute;
 pub mod reconstruct;
 pub mod represent;
+pub mod repair;
 pub mod publish;
 
 pub mod daemon;

@@ -1,0 +1,50 @@
+//! Which execution provider got which nodes, asked of ONNX Runtime itself after it has divided a graph.
+
+#![allow(unsafe_code)] // The crate `ort` has no safe call for this part of ONNX Runtime's interface (API 24).
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, c_char};
+use std::ptr;
+
+use ort::AsPointer;
+use ort::session::Session;
+
+/// The session's option that makes ONNX Runtime keep the division.
+pub(super) const OPTION: &str = "session.record_ep_graph_assignment_info";
+
+/// Takes a status: its message where it is an error; releases it.
+fn check(status: ort::sys::OrtStatusPtr) -> Result<(), String> {
+    if status.0.is_null() {
+        return Ok(());
+    }
+    let api = ort::api();
+    // SAFETY: a status that is not null is an error that is ours until it is released; its message lives as long.
+    let message = unsafe { CStr::from_ptr((api.GetErrorMessage)(status.0)) }.to_string_lossy().into_owned();
+    // SAFETY: ours, released once, not used after.
+    unsafe { (api.ReleaseStatus)(status.0) };
+    Err(message)
+}
+
+/// Name of each execution provider (`CPUExecutionProvider`, ...) and its number of nodes, by name; the session must have been made
+/// with [`OPTION`] set to "1".
+pub(super) fn nodes_by_provider(session: &Session) -> Result<Vec<(String, usize)>, String> {
+    let api = ort::api();
+    let (mut parts, mut count) = (ptr::null(), 0_usize);
+    // SAFETY: a live session; both results are written where the status is no error. The array belongs to the session.
+    check(unsafe { (api.Session_GetEpGraphAssignmentInfo)(session.ptr(), &mut parts, &mut count) })?;
+    let mut nodes = BTreeMap::<String, usize>::new();
+    for place in 0..count {
+        // SAFETY: `parts` points to `count` pointers that live as long as the session, which is borrowed here.
+        let part = unsafe { *parts.add(place) };
+        let mut name: *const c_char = ptr::null();
+        // SAFETY: `part` is one of the session's; the name is written where the status is no error and belongs to the session.
+        check(unsafe { (api.EpAssignedSubgraph_GetEpName)(part, &mut name) })?;
+        let (mut list, mut length) = (ptr::null(), 0_usize);
+        // SAFETY: as above; the list is not read, only its length.
+        check(unsafe { (api.EpAssignedSubgraph_GetNodes)(part, &mut list, &mut length) })?;
+        // SAFETY: a zero-terminated string of the session's.
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+        *nodes.entry(name).or_default() += length;
+    }
+    Ok(nodes.into_iter().collect())
+}
