@@ -8,12 +8,13 @@
 #   make bench-peers               the same beside RTK (installs the PyPI package itk-rtk into .venv-peers)
 #   make methods CT="a.nii.gz b.nii.gz" [OUT=methods VIEWS=36,24,12 PHOTONS=1e5]
 #                                  all methods on these volumes: table, PSNR against seconds, slices side by side
+#   make test-models              the tests of models/ (SliceFixer's Python package), where PyTorch is installed
 #   make fuzz SECONDS=600          mutational fuzzing of every parser of outside bytes
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build bridge onnxruntime demo test test-rust test-release test-loom lint bench bench-peers methods fuzz clean
+.PHONY: help build bridge onnxruntime demo test test-rust test-release test-loom test-models lint bench bench-peers methods fuzz clean
 
 CARGO ?= cargo
 PYTHON ?= python3
@@ -47,7 +48,7 @@ $(ONNXRUNTIME_READY):
 	mv .onnxruntime/wheel/onnxruntime/capi/libonnxruntime*.so* .onnxruntime/
 	rm -rf .onnxruntime/venv .onnxruntime/wheel && touch $@
 
-test: test-rust test-release test-loom
+test: test-rust test-release test-loom test-models
 
 test-rust: bridge
 	$(MAKE) .venv/ready || echo "SKIPPED: Python references (no virtual environment could be made)"
@@ -63,6 +64,16 @@ test-release: bridge
 # Every interleaving of the frame ring and the volume slots, within loom's bounds.
 test-loom:
 	RUSTFLAGS="--cfg loom" $(CARGO) test -p firmware-bridge --release --locked --target-dir target/loom --test loom
+
+# PyTorch is some gigabytes: not installed for this.
+MODELS_PYTHON := $(if $(wildcard .venv-models/bin/python),$(CURDIR)/.venv-models/bin/python,$(PYTHON))
+
+test-models:
+	@if $(MODELS_PYTHON) -c "import torch, onnx, onnxscript, onnxruntime, safetensors, pytest" 2>/dev/null; then \
+	    cd models && $(MODELS_PYTHON) -m pytest -q tests; \
+	else \
+	    echo "SKIPPED: the tests of models/ (PyTorch is not there: python3 -m venv .venv-models && .venv-models/bin/pip install -e models[test])"; \
+	fi
 
 lint:
 	$(CARGO) fmt --all --check

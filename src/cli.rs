@@ -9,6 +9,7 @@ macro_rules! say {
     }};
 }
 
+mod curate;
 mod evaluate;
 mod plan;
 mod reconstruct;
@@ -42,6 +43,8 @@ enum Command {
     Repair(Box<repair::Arguments>),
     /// Compare a volume with a reference
     Evaluate(evaluate::Arguments),
+    /// Make training pairs for SliceFixer from CT volumes and phantoms
+    Curate(Box<curate::Arguments>),
     /// Run the daemon beside the gantry
     Serve(serve::Arguments),
     /// Play a scan into the daemon's ring
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Reconstruct(arguments) => reconstruct::run(arguments),
         Command::Repair(arguments) => repair::run(arguments),
         Command::Evaluate(arguments) => evaluate::run(arguments),
+        Command::Curate(arguments) => curate::run(arguments),
         Command::Serve(arguments) => serve::run(arguments),
         Command::Replay(arguments) => replay::run(arguments),
         Command::Watch(arguments) => watch::run(arguments),

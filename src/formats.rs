@@ -20,6 +20,7 @@ pub mod nifti;
 pub mod npy;
 pub mod picture;
 pub mod rtk;
+pub mod safetensors;
 pub mod scene;
 
 use std::fs::{self, File};

@@ -29,3 +29,4 @@ pub mod supervise;
 pub mod formats;
 pub mod measure;
 pub mod simulate;
+pub mod curate;

@@ -1,4 +1,4 @@
-//! PSNR, SSIM, RMSE, Dice, ASD, latency histograms. A leaf: knows arrays and nothing else.
+//! PSNR, SSIM, RMSE, Dice, ASD, lungs, latency histograms. A leaf: knows arrays and nothing else.
 //!
 //! Volumes are `[x][y][z]`; a mask restricts a measure to the voxels where it is true (the field of view a scan really covers). All
 //! sums have a fixed order, so that figures do not depend on the number of threads.
@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod latency;
+pub mod lungs;
+mod morphology;
 pub mod overlap;
 pub mod ssim;
 
@@ -32,6 +34,17 @@ pub enum MeasureError {
     /// Slices smaller than SSIM's window.
     #[error("SSIM needs at least 11 voxels along each axis, the volume has {0:?}")]
     TooSmall(Vec<usize>),
+    /// No lungs in view, or not enough of them.
+    #[error("no lungs in view: {found_ml} ml of air inside a body that could be lung, {least_ml} ml are needed")]
+    NoLungs {
+        /// What was found.
+        found_ml: u64,
+        /// What is needed to call it lungs.
+        least_ml: u64,
+    },
+    /// Something in the input that no figure can come from.
+    #[error("{0}")]
+    Input(String),
 }
 
 /// Refuses arrays of different shapes.

@@ -9,7 +9,7 @@ use diffnr::formats::scene::{self, Scene};
 use diffnr::formats::{Scan, SceneScale, npy};
 use diffnr::geometry::{CircularOrbit, Detector, VolumeGrid};
 use glam::DVec3;
-use ndarray::{Array, Array3};
+use ndarray::{Array, Array3, Zip};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -202,4 +202,60 @@ fn pictures_are_written_and_mistakes_are_explained() {
     refused(&[text(&out), "--reference", text(&out), "--window-hu", "5:-5"], 2, &["LO < HI"]);
     refused(&[text(&out), "--reference", "gone.nii"], 4, &["gone.nii", "cannot read"]);
     refused(&[text(&out), "--reference", "volume.dcm"], 4, &["volume.dcm", ".nii.gz"]);
+}
+
+#[test]
+fn lungs_are_found_in_both_and_compared() {
+    let case = Case::new();
+    // A body with two lungs, ellipsoids.
+    let grid = VolumeGrid::over_box([76, 56, 60], DVec3::new(304.0, 224.0, 240.0), DVec3::ZERO);
+    let hu = Array::from_shape_fn((76, 56, 60), |(x, y, z)| {
+        let at = grid.voxel_centre_mm(x, y, z);
+        let lung = |side: f64| ((at - DVec3::new(side, 0.0, 0.0)) / DVec3::new(45.0, 65.0, 95.0)).length() < 1.0;
+        match (lung(-60.0) || lung(60.0), (at.x / 140.0).hypot(at.y / 95.0) < 1.0) {
+            (true, _) => -850.0,
+            (false, true) => 30.0,
+            (false, false) => -1000.0,
+        }
+    });
+    let reference = case.volume("reference.nii.gz", &hu, &grid);
+    let picture = case.path("lungs.png");
+    let arguments = [text(&reference), "--reference", text(&reference), "--lungs"];
+    let same = figures(&[&arguments[..], &["--lungs-picture", text(&picture)]].concat());
+    assert_eq!((&same["lungs"]["dice"], &same["lungs"]["asd_mm"]), (&Value::from(1.0), &Value::from(0.0)), "{same}");
+    assert!(std::fs::read(&picture).unwrap().starts_with(b"\x89PNG"));
+    assert!(String::from_utf8_lossy(&run(&arguments).stdout).contains("lungs: Dice 1.0000"));
+
+    // The lungs' lowest part filled with fluid: what is left is part of the reference's, so that the volumes alone tell the Dice.
+    let mut filled = hu.clone();
+    Zip::indexed(&mut filled).for_each(|(_, _, z), value| {
+        if z < 24 && *value == -850.0 {
+            *value = 20.0;
+        }
+    });
+    let out = case.volume("filled.nii.gz", &filled, &grid);
+    let arguments = [text(&out), "--reference", text(&reference), "--lungs"];
+    let lungs = &figures(&arguments)["lungs"];
+    let [dice, asd_mm, own, whole] =
+        ["dice", "asd_mm", "volume_ml", "reference_volume_ml"].map(|key| lungs[key].as_f64().unwrap());
+    // A few voxels at the fluid's edge are closed differently.
+    assert!((dice - 2.0 * own / (own + whole)).abs() < 0.005 && own < 0.9 * whole && asd_mm > 1.0, "{lungs}");
+    // Above the fluid the two agree.
+    let above = Array::from_shape_fn((76, 56, 60), |(_, _, z)| f32::from(u8::from(z > 28)));
+    let mask = case.volume("above.nii", &above, &grid);
+    let lungs = &figures(&[&arguments[..], &["--mask", text(&mask)]].concat())["lungs"];
+    assert!(lungs["dice"].as_f64().unwrap() > 0.999, "{lungs}");
+
+    // No lungs: no figure, a reason, and the other figures all the same.
+    let none = case.volume("water.nii", &hu.mapv(|value| value.max(0.0)), &grid);
+    let json = figures(&[text(&none), "--reference", text(&reference), "--lungs"]);
+    assert!(json["psnr_db"].is_number() && json["lungs"]["dice"].is_null() && json["lungs"]["asd_mm"].is_null());
+    let reason = json["lungs"]["reason"].as_str().unwrap();
+    assert!(reason.contains("water.nii") && reason.contains("no lungs in view"), "{reason}");
+    let asked = [text(&none), "--reference", text(&reference), "--lungs", "--lungs-picture", text(&picture)];
+    refused(&asked, 4, &["no picture written", "no lungs in view"]);
+    let values = case.path("values.npy");
+    npy::write_volume(&values, hu.mapv(|hu| (hu + 1000.0) / 2000.0).view()).unwrap();
+    refused(&[text(&values), "--reference", text(&values), "--lungs"], 4, &["not in HU", "NIfTI"]);
+    refused(&[text(&none), "--reference", text(&none), "--lungs", "--dice"], 2, &["--dice"]);
 }

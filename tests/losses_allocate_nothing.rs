@@ -25,7 +25,7 @@ fn losses_allocate_nothing() {
     let n = voxels.iter().product();
     let (a, b, mut by_volume) = (wave(n, 0.0), wave(n, 0.3), vec![0.0; n]);
     let images = ImageLoss { l1: 1.0, huber: 0.1, squares: 1.0, dissimilarity: 0.25, data_range: 2.0 };
-    let volumes = VolumeSsimLoss { weight: 0.5, data_range: 2.0, empty_at: 0.0 };
+    let volumes = VolumeSsimLoss { weight: 0.5, data_range: 2.0, empty_at: 0.0, axes: [1.0; 3] };
     // Within the carrier's own threads, as the optimisation loop runs.
     let counted = cpu.install(|| {
         let mut before = 0;

@@ -1,12 +1,13 @@
-//! Our files and figures against those of nibabel, scikit-image, SciPy and RTK.
+//! Our files and figures against those of nibabel, safetensors, scikit-image, SciPy and RTK.
 //!
-//! Needs a Python with these packages (`pip install nibabel scikit-image scipy itk-rtk`), named by `DIFFNR_PYTHON` or found as `python3`;
+//! Needs a Python with these packages (`pip install nibabel safetensors scikit-image scipy itk-rtk`), named by `DIFFNR_PYTHON` or found as `python3`;
 //! what is missing is skipped with a visible line.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 use std::process::Command;
 
+use diffnr::curate::{self, Options, Request};
 use diffnr::formats::nifti::{Storage, read_ct, write};
 use diffnr::formats::{Scan, SceneScale, metaimage, npy, rtk, scene};
 use diffnr::geometry::{CircularOrbit, Detector, ViewPose};
@@ -102,6 +103,38 @@ fn we_read_what_nibabel_writes() {
     assert_eq!(files.len(), 5);
     for (name, said) in files {
         agrees_with_nibabel(&folder.path().join(name), said);
+    }
+}
+
+#[test]
+fn safetensors_and_numpy_read_our_pairs() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options {
+        scans: 4,
+        size: 16,
+        detector: [16, 20],
+        views_dense: 60,
+        views: [6, 12],
+        stopped_at: [0.02, 0.05],
+        ..Options::default()
+    };
+    let gathered = curate::gather(&Request { phantoms: 2, ..Request::default() }).unwrap();
+    curate::curate(&options, &gathered.subjects, folder.path(), 0, &mut |_| ()).unwrap();
+    let Some(said) = peer("pairs", &["curation", text(folder.path())]) else { return };
+    let shards = said.as_array().unwrap();
+    assert_eq!(shards.len(), 8);
+    for shard in shards {
+        let arrays = &shard["arrays"];
+        assert_eq!(arrays["degraded_hu"], serde_json::json!(["int16", [16, 16, 16]]));
+        assert_eq!(arrays["projections"], serde_json::json!(["float32", [2, 16, 20]]));
+        assert_eq!(arrays["inside"], serde_json::json!(["uint8", [16, 16]]));
+        assert_eq!(arrays["inside_z"], serde_json::json!(["int16", [2, 16, 16]]));
+        assert_eq!(arrays["views_rad"][0], "float32");
+        assert_eq!((&shard["same_inside"], &shard["views"]), (&Value::Bool(true), &Value::Bool(true)));
+        assert!(number(&shard["geometry"]) > 500.0);
+        let (theirs, ours) = (number(&shard["psnr_db"]), number(&shard["claimed_psnr_db"]));
+        // Ours is written with three decimals.
+        assert!((theirs - ours).abs() < 1e-3, "{theirs} {ours}");
     }
 }
 

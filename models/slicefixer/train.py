@@ -19,7 +19,8 @@ class Options:
     batch: int = 8
     rate: float = 1e-3
     seed: int = 0
-    ssim_weight: float = 0.1
+    # At this weight both parts of the loss are about as large.
+    ssim_weight: float = 0.02
     # Steps over which weights are averaged, about.
     average: int = 500
     others: float = 0.2
@@ -29,8 +30,8 @@ class Options:
 
 
 def rate_at(options: Options, step: int) -> float:
-    """Share of the rate: up over 200 steps, then down along half a cosine."""
-    rise = min(1.0, (step + 1) / 200)
+    """Share of the rate: up over 200 steps (a tenth of fewer than 2000), then down along half a cosine."""
+    rise = min(1.0, (step + 1) / min(200, options.steps / 10 + 1))
     fall = 0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * step / options.steps)).item()
     return rise * max(fall, 0.01)
 
@@ -43,7 +44,8 @@ def train(folder: Path, out: Path, shape: CompactShape, options: Options, device
     out.mkdir(parents=True, exist_ok=True)
     path = out / "checkpoint.pt"
     torch.manual_seed(options.seed)
-    model = Compact(shape).to(device)
+    # Convolutions on a CPU are a fifth faster with the channels last.
+    model = Compact(shape).to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-2)
     averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(1.0 - 1.0 / options.average))
     step, history = 0, []
@@ -75,7 +77,7 @@ def train(folder: Path, out: Path, shape: CompactShape, options: Options, device
         for group in optimiser.param_groups:
             group["lr"] = options.rate * rate_at(options, step)
         scan = data.Scan(batch.scan.projections.to(device), batch.scan.anatomy.to(device))
-        repaired = model(batch.slices.to(device), scan, batch.plane.to(device), batch.height.to(device))
+        repaired = model(batch.slices.to(device, memory_format=torch.channels_last), scan, batch.plane.to(device), batch.height.to(device))
         loss, square, dissimilarity = repair_loss(repaired, batch.target.to(device), batch.inside.to(device), options.ssim_weight)
         optimiser.zero_grad()
         loss.backward()

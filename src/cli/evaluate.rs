@@ -1,8 +1,9 @@
-//! `diffnr evaluate`: a volume against a reference, or a mask against a mask.
+//! `diffnr evaluate`: a volume against a reference, its lungs against the reference's, or a mask against a mask.
 
 mod inputs;
+mod lungs;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, ArrayView3, Zip};
 use serde_json::json;
@@ -11,13 +12,16 @@ use super::Failure;
 use crate::error::exit;
 use crate::formats::picture::{Panel, Window, write_contact_sheet};
 use crate::measure::{self, MeasureError};
-use inputs::{Pair, load};
+use inputs::{Pair, load, refuse};
 
 /// Arguments of `diffnr evaluate`.
 ///
 /// PSNR (over the whole volume) and SSIM (mean over three axes of slice-wise SSIM, empty slices of the reference left out) take the
 /// window's width as the data range; nothing is clipped unless --clip is given. NIfTI volumes are in HU; .npy volumes are in a
 /// scene's own values, with the window 0:1. A scene folder as the reference stands for its ground truth.
+///
+/// --lungs finds the lungs in both volumes by one recipe (air below -400 HU inside the body; airways left out, vessels and nodules filled in) and says how
+/// well they agree: reconstructions whose lungs have another shape, whatever their PSNR, show here.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Volume to judge (.nii, .nii.gz or .npy)
@@ -43,6 +47,12 @@ pub(super) struct Arguments {
     /// Both are masks: give Dice and average surface distance instead
     #[arg(long)]
     dice: bool,
+    /// Find the lungs in both volumes too, by threshold, body mask and morphology, and give their Dice and average surface distance
+    #[arg(long, conflicts_with = "dice")]
+    lungs: bool,
+    /// With --lungs: write a picture of both volumes with their lungs' outlines, and of where the lungs differ
+    #[arg(long, value_name = "FILE", requires = "lungs")]
+    lungs_picture: Option<PathBuf>,
     /// Write a picture: volume, reference, difference
     #[arg(long, value_name = "FILE")]
     png: Option<PathBuf>,
@@ -118,7 +128,7 @@ fn figures(arguments: &Arguments, pair: &Pair) -> Result<(String, serde_json::Va
         if pair.resampled { "; reference averaged onto the volume's grid" } else { "" },
         unit = window.unit,
     );
-    let json = json!({
+    let mut json = json!({
         "psnr_db": psnr_db.is_finite().then_some(psnr_db),
         "identical": psnr_db == f64::INFINITY,
         "ssim": ssim.as_ref().ok(),
@@ -135,22 +145,30 @@ fn figures(arguments: &Arguments, pair: &Pair) -> Result<(String, serde_json::Va
     if let Some(png) = &arguments.png {
         draw(arguments, png, pair, &format!("PSNR {psnr_db:.2} dB  {ssim_text}"))?;
     }
-    Ok((text, json))
+    if !arguments.lungs {
+        return Ok((text, json));
+    }
+    let (of_lungs, lungs) = lungs::compare(arguments, pair)?;
+    json["lungs"] = lungs;
+    Ok((format!("{text}\n{of_lungs}"), json))
 }
 
-fn draw(arguments: &Arguments, png: &std::path::Path, pair: &Pair, figures: &str) -> Result<(), Failure> {
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn draw(arguments: &Arguments, png: &Path, pair: &Pair, figures: &str) -> Result<(), Failure> {
     let window = pair.window;
     let middle = 0.5 * (window.low + window.high);
     let difference = &pair.out - &pair.reference + middle;
-    let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let panel = |volume, caption: String| {
         let (volume, spacing_mm) = pair.hung(volume);
         Panel { volume, spacing_mm, caption }
     };
     let unit = window.unit;
     let panels = [
-        panel(pair.out.view(), format!("{}: {figures}", name(&arguments.out))),
-        panel(pair.reference.view(), format!("reference {}", name(&arguments.reference))),
+        panel(pair.out.view(), format!("{}: {figures}", file_name(&arguments.out))),
+        panel(pair.reference.view(), format!("reference {}", file_name(&arguments.reference))),
         panel(difference.view(), format!("difference (grey = 0, white = +{} {unit})", window.high - middle)),
     ];
     write_contact_sheet(png, &panels, window).map_err(|error| Failure::new(exit::OUTPUT, &error))

@@ -24,6 +24,8 @@ use crate::simulate::recipe::{ObjectChoice, Recipe, Simulated, simulate};
 use crate::simulate::thorax;
 use display::Display;
 
+pub(super) use parse::detector;
+
 const EXAMPLES: &str = "\
 Examples:
   diffnr simulate chest.nii.gz -o scan                         360 views of a CT, everything else chosen from it

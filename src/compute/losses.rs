@@ -63,13 +63,18 @@ pub struct VolumeSsimLoss {
     pub data_range: f32,
     /// The value of "nothing there": a slice whose reference has nothing above it is left out.
     pub empty_at: f32,
+    /// What the slices across x, y, z weigh in the mean over the axes: `[1.0; 3]` for the plain mean, `[0.0, 0.0, 1.0]` for axial slices alone. An axis of
+    /// weight 0 is not worked out and costs nothing; of one whose slices are all empty the others take the share.
+    pub axes: [f32; 3],
 }
 
 /// What [`LossCompute::volume_ssim_loss`] found.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct VolumeSsimValue {
-    /// `1 - SSIM3D` (not weighted); 0 where every slice of the reference is empty.
+    /// `1 - SSIM3D` (weighted by [`VolumeSsimLoss::axes`] only); 0 where every slice of the reference is empty.
     pub dissimilarity: f64,
+    /// Mean of `1 - SSIM` over the slices across x, y, z; 0 where none took part.
+    pub by_axis: [f64; 3],
     /// Slices across x, y, z that took part.
     pub slices: [usize; 3],
 }
@@ -105,9 +110,9 @@ pub trait LossCompute: Send + Sync {
         by_projections: &mut [f32],
     ) -> Result<ImageLossValue, ComputeError>;
 
-    /// `1 - SSIM3D` of `volume` against `reference`, both `[x][y][z]`: the mean over the three axes of the mean over the slices across
-    /// each of the slices' two-dimensional SSIM, slices whose reference is empty left out. **Adds** `weight` times its gradient by `volume` to
-    /// `by_volume`.
+    /// `1 - SSIM3D` of `volume` against `reference`, both `[x][y][z]` and in one unit (1/mm): the mean over the three axes, weighted by
+    /// [`VolumeSsimLoss::axes`], of the mean over the slices across each of the slices' two-dimensional SSIM, slices whose reference is empty
+    /// left out. **Adds** `weight` times its gradient by `volume` to `by_volume`.
     ///
     /// # Errors
     /// As [`LossCompute::image_loss`]; `by_volume` is then untouched.

@@ -69,7 +69,7 @@ impl CtVolume {
 
 /// [`CtVolume::canonical`] of any values `[i][j][k]` with their affine.
 #[must_use]
-pub fn canonical<'a>(values: ArrayView3<'a, f32>, voxel_to_world_mm: &DAffine3) -> (ArrayView3<'a, f32>, [f64; 3]) {
+pub fn canonical<'a, T>(values: ArrayView3<'a, T>, voxel_to_world_mm: &DAffine3) -> (ArrayView3<'a, T>, [f64; 3]) {
     let matrix = voxel_to_world_mm.matrix3;
     let columns = [matrix.x_axis, matrix.y_axis, matrix.z_axis];
     let share = |stored: usize, world: usize| columns[stored][world] / columns[stored].length();

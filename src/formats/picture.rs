@@ -152,6 +152,55 @@ fn draw(path: &Path, panels: &[Panel<'_>], window: Window) -> Result<Canvas, For
     Ok(canvas)
 }
 
+/// Pixels of the longest edge of a slice in [`write_rows`].
+const ROW_PIXELS: f64 = 256.0;
+
+/// Writes rows of volumes side by side: the axial slices of all volumes of a row, then their coronal slices, each row at its own scale. A row's
+/// text stands above it, each volume's caption below its slices.
+///
+/// # Errors
+/// As [`write_contact_sheet`].
+pub fn write_rows<const N: usize>(
+    path: &Path,
+    rows: &[(&str, [Panel<'_>; N])],
+    window: Window,
+) -> Result<(), FormatError> {
+    let line = canvas::TEXT_HEIGHT + MARGIN;
+    let edge = ROW_PIXELS as usize;
+    let row_height = 2 * line + edge + MARGIN;
+    let height = MARGIN + rows.len() * row_height;
+    if rows.is_empty() || N == 0 || height > MAX_HEIGHT {
+        return Err(FormatError::damaged(path, format!("{} rows of {N} volumes", rows.len()), "nothing can be shown"));
+    }
+    let widest = rows.iter().map(|(text, _)| canvas::text_width(text)).max().unwrap_or(0);
+    let mut canvas = Canvas::new((2 * N * (edge + MARGIN)).max(widest + MARGIN) + MARGIN, height);
+    for (number, (text, panels)) in rows.iter().enumerate() {
+        let top = MARGIN + number * row_height;
+        canvas.text(MARGIN, top, text);
+        let longest = |panel: &Panel<'_>| {
+            (0..3).map(|axis| panel.volume.len_of(Axis(axis)) as f64 * panel.spacing_mm[axis]).fold(0.0, f64::max)
+        };
+        let longest_mm = panels.iter().map(longest).fold(0.0, f64::max);
+        if !(longest_mm > 0.0 && longest_mm.is_finite()) || panels.iter().any(|panel| panel.volume.is_empty()) {
+            return Err(FormatError::damaged(
+                path,
+                format!("row {number} has no extent"),
+                "nothing can be shown of it",
+            ));
+        }
+        for (place, panel) in panels.iter().enumerate() {
+            let [axial, coronal, _] = slices(panel, longest_mm / ROW_PIXELS);
+            for (plane, slice) in [axial, coronal].iter().enumerate() {
+                let left = MARGIN + (plane * N + place) * (edge + MARGIN);
+                slice.draw(&mut canvas, left, top + line, window);
+                let after = left + canvas::text_width(slice.name) + 2 * MARGIN;
+                canvas.text(after, top + line + slice.height + 4, &panel.caption);
+            }
+        }
+    }
+    canvas.write(path)
+}
+
 /// One slice as it hangs: `values[[down, right]]`.
 struct Slice<'a> {
     values: ArrayView2<'a, f32>,

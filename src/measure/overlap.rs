@@ -40,7 +40,8 @@ pub fn surface_distance_mm(
     Ok(0.5 * (mean_distance_mm(&a, &b, spacing_mm)? + mean_distance_mm(&b, &a, spacing_mm)?))
 }
 
-fn surface(mask: ArrayView3<'_, bool>) -> Array3<bool> {
+/// The mask's surface voxels; see [`surface_distance_mm`].
+pub(crate) fn surface(mask: ArrayView3<'_, bool>) -> Array3<bool> {
     let (nx, ny, nz) = mask.dim();
     // Wrapping below zero gives an index beyond the end: outside.
     let inside = |x: usize, y: usize, z: usize| mask.get([x, y, z]).copied().unwrap_or(false);

@@ -19,6 +19,7 @@
 //!
 //! [`OptimisePlan`] settles sizes, subsets, schedule; [`Optimiser`] takes all memory at once and allocates nothing afterwards.
 
+mod augment;
 mod budget;
 mod cost;
 mod early;
@@ -29,6 +30,7 @@ mod scan;
 mod views;
 mod weights;
 
+pub use augment::{AugmentSettings, NotRepaired, Repairer, Repairs};
 pub use budget::{Budget, Pace};
 pub use cost::RunCost;
 pub use early::EarlyStart;
@@ -88,6 +90,8 @@ pub struct OptimiseSettings {
     /// Share of the data's loss, 0 to 1, that counts residuals by their frequency along the detector's rows, as the ramp filter does: see
     /// the module's documentation.
     pub sharpness: f32,
+    /// Repair and augment; `None`: without.
+    pub augment: Option<AugmentSettings>,
     /// Seed of every random choice.
     pub seed: u64,
 }
@@ -105,6 +109,7 @@ impl Default for OptimiseSettings {
             hold_back_one_in: 0,
             patience: 0.2,
             sharpness: 0.97,
+            augment: None,
             seed: 0,
         }
     }
@@ -155,7 +160,7 @@ impl OptimiseSettings {
         if !(0.0..=1.0).contains(&self.patience) {
             return refuse("patience", self.patience, "must lie in [0, 1]: a share of all iterations");
         }
-        Ok(())
+        self.augment.as_ref().map_or(Ok(()), AugmentSettings::check)
     }
 }
 
@@ -249,7 +254,7 @@ impl OptimisePlan {
             columns: detector.columns,
             rows: detector.rows,
             views_per_call: self.views_per_call(),
-            voxels: [0; 3],
+            voxels: self.settings.augment.map_or([0; 3], |_| self.grid.voxels),
         }
     }
 
@@ -276,6 +281,9 @@ impl OptimisePlan {
         ];
         if self.settings.hold_back_one_in > 0 {
             buffers.push(("optimise best volume so far", floats(self.grid.len())));
+        }
+        if self.settings.augment.is_some() {
+            buffers.push(("optimise pseudo-reference", floats(self.grid.len())));
         }
         buffers
     }

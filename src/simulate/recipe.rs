@@ -304,7 +304,7 @@ fn check_memory(needed_mib: usize) -> Result<(), SimulateError> {
 }
 
 /// Memory that Linux says can be had without swapping; `None` where it says nothing.
-fn available_mib() -> Option<usize> {
+pub(crate) fn available_mib() -> Option<usize> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok().map(|kib| kib >> 10)

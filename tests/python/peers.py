@@ -5,6 +5,7 @@ usage: peers.py nibabel-read FILE            affine, shape and some voxels as JS
        peers.py numpy-scene FOLDER           a scene folder as the field writes it: NumPy and JSON alone
        peers.py scikit-image A.npy B.npy     PSNR and SSIM of two volumes in [0, 1]
        peers.py surface A.npy B.npy SX SY SZ Dice and ASD of two masks through SciPy
+       peers.py curation FOLDER              what PyTorch's users read of a folder of pairs, by NumPy and safetensors alone
        peers.py rtk-read GEOMETRY.xml        matrices and source positions as RTK has them
        peers.py rtk-write GEOMETRY.xml       a geometry with every parameter set, written by RTK
 Exits with 77 where a package is missing.
@@ -126,6 +127,35 @@ def surface(a, b, *spacing):
         "dice": float(2 * (a & b).sum() / (a.sum() + b.sum())),
         "asd_mm": float(0.5 * (away[1][edge[0]].mean() + away[0][edge[1]].mean())),
     }
+
+
+def curation(folder):
+    np, safetensors = need("numpy", "safetensors")
+    with open(f"{folder}/curation.json") as file:
+        listed = json.load(file)
+    references = {subject["name"]: subject["reference"] for subject in listed["subjects"]}
+    shards = []
+    for shard in listed["shards"]:
+        with safetensors.safe_open(f"{folder}/{references[shard['subject']]}", "numpy") as file:
+            reference = file.get_tensor("reference_hu").astype(np.float64)
+        with safetensors.safe_open(f"{folder}/{shard['path']}", "numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            metadata = file.metadata()
+        z = np.arange(len(reference))[:, None, None]
+        first, end = arrays["inside_z"]
+        inside = (z >= first) & (z < end)
+        error = ((arrays["degraded_hu"].astype(np.float64) - reference)[inside] ** 2).mean()
+        shards.append(
+            {
+                "arrays": {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()},
+                "psnr_db": float(10 * np.log10(2000.0**2 / error)),
+                "claimed_psnr_db": float(metadata["psnr_db"]),
+                "same_inside": bool(((arrays["inside"] == 1) == inside.any(axis=0)).all()),
+                "views": len(arrays["views_rad"]) == int(metadata["views"]),
+                "geometry": json.loads(metadata["geometry"])["source_to_isocenter_mm"],
+            }
+        )
+    return shards
 
 
 def rtk():

@@ -19,6 +19,8 @@ pub(super) struct Pair {
     pub reference: Array3<f32>,
     /// Voxels that count; all where there is none.
     pub region: Option<Array3<bool>>,
+    /// Voxels whose values both volumes know: the region without the user's mask.
+    pub seen: Option<Array3<bool>>,
     pub window: Window,
     /// Voxel edges, where the files tell them.
     pub spacing_mm: Option<[f64; 3]>,
@@ -49,7 +51,7 @@ fn input(error: FormatError) -> Failure {
     Failure::new(exit::INPUT, &error)
 }
 
-fn refuse(message: String) -> Failure {
+pub(super) fn refuse(message: String) -> Failure {
     Failure { message, code: exit::INPUT }
 }
 
@@ -141,18 +143,6 @@ pub(super) fn load(arguments: &Arguments) -> Result<Pair, Failure> {
         }
     };
 
-    if let Some(path) = &arguments.mask {
-        let mask = read(path)?;
-        let mask_shape = mask.values.shape().to_vec();
-        if let Some(why) = grids_differ(&out, &mask) {
-            return Err(refuse(format!(
-                "{} {mask_shape:?} is not on the grid of {}: {why}",
-                path.display(),
-                arguments.out.display()
-            )));
-        }
-        narrow(&mut region, mask.values.mapv(|value| value != 0.0));
-    }
     let mut covered = None;
     if let Some(scan) = &scan {
         let Some(place) = out.voxel_to_world_mm else {
@@ -173,6 +163,19 @@ pub(super) fn load(arguments: &Arguments) -> Result<Pair, Failure> {
         narrow(&mut region, inside);
         covered = Some(format!("field of view of radius {:.1} mm", fov.radius_mm));
     }
+    let seen = if arguments.lungs { region.clone() } else { None };
+    if let Some(path) = &arguments.mask {
+        let mask = read(path)?;
+        let mask_shape = mask.values.shape().to_vec();
+        if let Some(why) = grids_differ(&out, &mask) {
+            return Err(refuse(format!(
+                "{} {mask_shape:?} is not on the grid of {}: {why}",
+                path.display(),
+                arguments.out.display()
+            )));
+        }
+        narrow(&mut region, mask.values.mapv(|value| value != 0.0));
+    }
     Ok(Pair {
         window: window(arguments, out.is_hu)?,
         spacing_mm: out.voxel_to_world_mm.map(spacing_mm),
@@ -180,6 +183,7 @@ pub(super) fn load(arguments: &Arguments) -> Result<Pair, Failure> {
         out: out.values,
         reference: values,
         region,
+        seen,
         resampled,
         covered,
     })

@@ -14,7 +14,7 @@ fn example(what: &str) -> &'static str {
 }
 
 /// `ROWSxCOLUMNS`, or one number for both.
-pub(super) fn detector(text: &str) -> Result<[usize; 2], String> {
+pub(in crate::cli) fn detector(text: &str) -> Result<[usize; 2], String> {
     match parts::<usize>(text, "a count")?[..] {
         [n] => Ok([n, n]),
         [rows, columns] => Ok([rows, columns]),

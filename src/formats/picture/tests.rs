@@ -70,3 +70,30 @@ fn what_cannot_be_shown_is_refused() {
     let panel = Panel { volume: nan.view(), ..panel };
     assert_eq!(draw(path, &[panel], Window::WIDE).unwrap().get(MARGIN + 300, MARGIN + 20), 0);
 }
+
+#[test]
+fn rows_hold_axial_slices_of_all_volumes_and_then_coronal_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.png");
+    let grey = |value: f32| Array3::from_elem((20, 20, 20), value);
+    let (white, black) = (grey(1000.0), grey(-1000.0));
+    fn panel<'a>(volume: &'a Array3<f32>, caption: &str) -> Panel<'a> {
+        Panel { volume: volume.view(), spacing_mm: [2.0; 3], caption: caption.into() }
+    }
+    let rows = [("one", [panel(&white, "a"), panel(&black, "b")]), ("two", [panel(&black, "a"), panel(&white, "b")])];
+    write_rows(&path, &rows, Window::WIDE).unwrap();
+    let mut reader = png::Decoder::new(BufReader::new(File::open(&path).unwrap())).read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+    let info = reader.next_frame(&mut pixels).unwrap();
+    let (edge, line) = (ROW_PIXELS as usize, canvas::TEXT_HEIGHT + MARGIN);
+    let at = |row: usize, place: usize| {
+        let (x, y) = (
+            MARGIN + place * (edge + MARGIN) + edge / 2 + 40,
+            MARGIN + row * (2 * line + edge + MARGIN) + line + edge / 3,
+        );
+        pixels[y * info.width as usize + x]
+    };
+    assert_eq!([0, 1, 2, 3].map(|place| at(0, place)), [255, 0, 255, 0]);
+    assert_eq!([0, 1, 2, 3].map(|place| at(1, place)), [0, 255, 0, 255]);
+    assert!(write_rows::<1>(&path, &[], Window::WIDE).unwrap_err().to_string().contains("nothing can be shown"));
+}

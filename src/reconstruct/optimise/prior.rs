@@ -34,21 +34,18 @@ pub(super) fn shipped() -> &'static Experts {
     &SHIPPED
 }
 
-/// A view's part of the factor of the prior's gradient, in mm, for which prior and views weigh as they did when the prior was learnt.
+/// What a view weighs in a voxel, in mm^2: the curvature of its squares by the voxel's value, once the ramp filter has evened out the frequencies.
 ///
-/// There, the views saw a volume with weight 1. Here a view's rays go through a voxel on about `voxel` mm each, and so do `(voxel / pixel)^2` of them, `pixel` taken at the
-/// grid's centre; the ramp filter evens out the frequencies. The sum of `voxel^2 (voxel / pixel)^2` over the views is what they weigh.
-pub(super) fn weight_mm(pose: &ViewPose, grid: &VolumeGrid) -> f64 {
+/// A view's rays go through a voxel on about `voxel` mm each, and so do `(voxel / pixel)^2` of them, `pixel` taken at the
+/// grid's centre: `voxel^2 (voxel / pixel)^2`. The prior was learnt where the views saw a volume with weight 1, so that [`shipped`]'s unit times the sum of
+/// this over the views is the factor of its gradient, in mm.
+pub(super) fn views_mm2(pose: &ViewPose, grid: &VolumeGrid) -> f64 {
     let (normal, voxel_mm3) = (pose.normal(), grid.voxel_mm.element_product());
     let along = |point_mm: DVec3| (point_mm - pose.source_mm).dot(normal);
     let shrunk = along(grid.centre_mm) / along(pose.detector_origin_mm);
     let pixel_mm2 = pose.column_step_mm.cross(pose.row_step_mm).length() * shrunk.powi(2);
     // A source at the volume's centre, or beyond it, would make this anything.
-    if shrunk > 0.0 && pixel_mm2 > 0.0 {
-        voxel_mm3.powf(4.0 / 3.0) / pixel_mm2 * f64::from(shipped().unit_per_mm())
-    } else {
-        0.0
-    }
+    if shrunk > 0.0 && pixel_mm2 > 0.0 { voxel_mm3.powf(4.0 / 3.0) / pixel_mm2 } else { 0.0 }
 }
 
 fn read(text: &str) -> Result<Experts, String> {

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
+use super::augment::Augmentation;
 use super::views::{Judged, MeasuredViews};
-use super::{Budget, OptimiseError, OptimisePlan, Pace, ScanViews};
+use super::{Budget, OptimiseError, OptimisePlan, Pace, Repairer, Repairs, ScanViews};
 use crate::compute::{ComputeError, Operations};
 use crate::reconstruct::{Observer, Outcome as IterativeOutcome, Progress, ReconstructError, StopReason};
 use crate::represent::{Representation, Stage};
@@ -53,6 +54,7 @@ pub struct Optimiser {
     behind: [usize; 2],
     by_volume: Vec<f32>,
     best: Vec<f32>,
+    augmentation: Option<Augmentation>,
 }
 
 impl std::fmt::Debug for Optimiser {
@@ -79,7 +81,25 @@ impl Optimiser {
             best: floats("optimise best volume so far", best)?,
             plan,
             representation,
+            augmentation: None,
         })
+    }
+
+    /// Gives the run what repairs its volumes; without, [`super::OptimiseSettings::augment`] has no effect.
+    ///
+    /// # Errors
+    /// [`ReconstructError::Memory`].
+    pub fn repair_with(&mut self, repairer: Box<dyn Repairer>) -> Result<(), ReconstructError> {
+        if let Some(settings) = self.plan.settings.augment {
+            self.augmentation = Some(Augmentation::new(settings, repairer, self.plan.grid.len())?);
+        }
+        Ok(())
+    }
+
+    /// What the repairs of the last run came to; `None`: there were none to be made.
+    #[must_use]
+    pub fn repairs(&self) -> Option<&Repairs> {
+        self.augmentation.as_ref().map(|augmentation| &augmentation.repairs)
     }
 
     /// The plan.
@@ -236,7 +256,11 @@ impl Optimiser {
         // Best residual of the rays held back, and when it was.
         let mut best: Option<(f64, usize)> = None;
         self.views.held_back = (0.0, 0);
+        if let Some(augmentation) = &mut self.augmentation {
+            augmentation.begin();
+        }
         while pace.iterations().is_none_or(|count| done < count) {
+            self.repair_if_due(compute, done, pace.iterations(), observer)?;
             let began = Instant::now();
             let judged = match self.iterate(compute, done, pace.share(done), observer) {
                 // An operation refuses parameters or projections that are no numbers.
@@ -316,6 +340,24 @@ impl Optimiser {
         })
     }
 
+    /// Repairs the volume as it is before iteration `done`, if that is planned.
+    fn repair_if_due(
+        &mut self,
+        compute: &dyn Operations,
+        done: usize,
+        iterations: Option<usize>,
+        observer: &dyn Observer,
+    ) -> Result<(), OptimiseError> {
+        let Some(mut augmentation) = self.augmentation.take_if(|a| a.is_due(done, iterations)) else { return Ok(()) };
+        // A volume that is none cannot be repaired; the iteration that follows finds out.
+        let is_volume = self.voxelise(compute);
+        if matches!(is_volume, Ok(true)) {
+            augmentation.repair(&self.volume, &|| observer.interrupts());
+        }
+        self.augmentation = Some(augmentation);
+        is_volume.map(|_| ())
+    }
+
     /// The representation as it is now; whether it is a volume at all. It may still be no good: only its residual tells.
     pub(super) fn voxelise(&mut self, compute: &dyn Operations) -> Result<bool, OptimiseError> {
         self.keep_good();
@@ -361,6 +403,10 @@ impl Optimiser {
         let draw = Some((self.plan.settings.fit_iterations + iteration) as u64);
         self.representation.voxelise(compute, grid, draw, &mut self.volume)?;
         let judged = self.views.gradient(compute, iteration, &self.volume, &mut self.by_volume, observer)?;
+        if let (Judged::Residual(_), Some(augmentation)) = (&judged, &mut self.augmentation) {
+            let (weight_mm2, volume) = (self.views.weight_mm2, &self.volume);
+            augmentation.add_gradient(compute, grid, iteration, weight_mm2, volume, &mut self.by_volume)?;
+        }
         if let Judged::Residual(_) = judged {
             (self.is_good, self.behind[0]) = (true, iteration);
             self.representation.voxelise_backward(compute, grid, draw, &self.by_volume)?;

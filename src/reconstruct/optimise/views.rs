@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::prior::{shipped, weight_mm};
+use super::prior::{shipped, views_mm2};
 use super::weights::{is_held_back, weight};
 use super::{OptimiseError, OptimisePlan, ScanViews};
 use crate::compute::Operations;
@@ -42,7 +42,9 @@ pub(super) struct MeasuredViews {
     by_projections: Vec<f32>,
     ramp: RampFilter,
     largest_measured: f32,
-    /// Factor of the learned prior's gradient: what the views that are there weigh.
+    /// What the views that are there weigh in a voxel, mm^2.
+    pub(super) weight_mm2: f32,
+    /// Factor of the learned prior's gradient.
     prior_mm: f32,
     /// Root of the weighted mean square of the line integrals: the residual of an empty volume.
     residual_of_nothing: f64,
@@ -63,6 +65,7 @@ impl MeasuredViews {
             by_projections: floats("optimise gradient by the projections", subset)?,
             ramp: RampFilter::new(plan.subsets[0].detector.columns, Window::RamLak, 1.0),
             largest_measured: 0.0,
+            weight_mm2: 0.0,
             prior_mm: 0.0,
             residual_of_nothing: 0.0,
             held_back: (0.0, 0),
@@ -87,7 +90,7 @@ impl MeasuredViews {
             });
         }
         (self.largest_measured, self.views) = (0.0, 0);
-        let (mut squares, mut before, mut prior_mm) = (0.0, 0, 0.0);
+        let (mut squares, mut before, mut weight_mm2) = (0.0, 0, 0.0);
         for (planned, subset) in self.plan.subsets.iter().zip(&mut self.subsets) {
             subset.views.clear();
             for (&pose, &view) in planned.views.iter().zip(&self.plan.order[before..]) {
@@ -97,7 +100,7 @@ impl MeasuredViews {
                 let place = before + subset.views.len();
                 let pose = scan.pose(view).unwrap_or(pose);
                 pose.check(view)?;
-                prior_mm += weight_mm(&pose, &self.plan.grid);
+                weight_mm2 += views_mm2(&pose, &self.plan.grid);
                 subset.views.push(pose);
                 let from = &scan.line_integrals[view * pixels..][..pixels];
                 let (to, weights) =
@@ -121,7 +124,8 @@ impl MeasuredViews {
             before += planned.views.len();
             self.views += subset.views.len();
         }
-        self.prior_mm = settings.prior * prior_mm as f32;
+        self.weight_mm2 = weight_mm2 as f32;
+        self.prior_mm = settings.prior * (weight_mm2 * f64::from(shipped().unit_per_mm())) as f32;
         self.residual_of_nothing = (squares / (self.views * pixels).max(1) as f64).sqrt();
         Ok(())
     }

@@ -6,7 +6,7 @@ use super::super::{CpuCompute, SimdLevel};
 use super::{differences, dissimilarity, double, values, worst};
 
 const L: f32 = 0.05;
-const SETTINGS: VolumeSsimLoss = VolumeSsimLoss { weight: 1.0, data_range: L, empty_at: 0.0 };
+const SETTINGS: VolumeSsimLoss = VolumeSsimLoss { weight: 1.0, data_range: L, empty_at: 0.0, axes: [1.0; 3] };
 
 fn carrier(threads: usize, simd: SimdLevel, voxels: [usize; 3]) -> CpuCompute {
     let mut cpu = CpuCompute::with_simd(threads, simd).unwrap();
@@ -34,6 +34,11 @@ fn pair(voxels @ [x, y, z]: [usize; 3]) -> [Vec<f32>; 2] {
 
 /// `1 - SSIM3D` in float64, slice by slice.
 fn reference(a: &[f64], b: &[f64], voxels: [usize; 3]) -> f64 {
+    weighted_reference(a, b, voxels, [1.0; 3])
+}
+
+/// The same with weights of the axes.
+fn weighted_reference(a: &[f64], b: &[f64], voxels: [usize; 3], weights: [f32; 3]) -> f64 {
     let strides = [voxels[1] * voxels[2], voxels[2], 1];
     let mut axes = Vec::new();
     for axis in 0..3 {
@@ -51,10 +56,10 @@ fn reference(a: &[f64], b: &[f64], voxels: [usize; 3]) -> f64 {
             }
         }
         if !used.is_empty() {
-            axes.push(used.iter().sum::<f64>() / used.len() as f64);
+            axes.push([f64::from(weights[axis]), used.iter().sum::<f64>() / used.len() as f64]);
         }
     }
-    axes.iter().sum::<f64>() / axes.len() as f64
+    axes.iter().map(|[weight, value]| weight * value).sum::<f64>() / axes.iter().map(|[weight, _]| weight).sum::<f64>()
 }
 
 #[test]
@@ -86,6 +91,35 @@ fn gradient_is_that_of_differences() {
             assert!(worst < 2e-5, "{voxels:?} {simd}: {worst:.1e}");
         }
     }
+}
+
+#[test]
+fn axes_weigh_what_they_are_told() {
+    let voxels = [6, 13, 5];
+    let [a, mut b] = pair(voxels);
+    let cpu = carrier(2, SimdLevel::detect(), voxels);
+    let weighted = |axes: [f32; 3], b: &[f32]| {
+        let mut gradient = vec![0.0; a.len()];
+        let value = cpu.volume_ssim_loss(voxels, &VolumeSsimLoss { axes, ..SETTINGS }, &a, b, &mut gradient).unwrap();
+        (value, gradient)
+    };
+    let (all, _) = weighted([1.0; 3], &b);
+    for axes in [[0.0, 0.0, 2.0], [1.0, 0.0, 0.0], [0.0, 3.0, 1.0]] {
+        let (value, gradient) = weighted(axes, &b);
+        let b64 = double(&b);
+        let loss = |a: &[f64]| weighted_reference(a, &b64, voxels, axes);
+        // As in the tests above.
+        assert!((value.dissimilarity - loss(&double(&a))).abs() < 2e-6, "{axes:?}");
+        assert!(worst(&gradient, &differences(&a, 1e-6, loss)) < 2e-5, "{axes:?}");
+        for axis in 0..3 {
+            let off = axes[axis] == 0.0;
+            assert_eq!(value.by_axis[axis], if off { 0.0 } else { all.by_axis[axis] }, "{axes:?}");
+            assert_eq!(value.slices[axis], if off { 0 } else { all.slices[axis] }, "{axes:?}");
+        }
+    }
+    // Nothing but axes of weight 0 has slices: there is nothing to compare, and no division by 0.
+    b.fill(0.0);
+    assert_eq!(weighted([0.0, 0.0, 1.0], &b).0, VolumeSsimValue::default());
 }
 
 #[test]
@@ -180,6 +214,10 @@ fn bad_input_is_refused_and_the_gradient_left_alone() {
     assert!(refused(&SETTINGS, &good[1..], &good).contains("`volume` holds 119 values"));
     assert!(refused(&VolumeSsimLoss { data_range: 0.0, ..SETTINGS }, &good, &good).contains("data_range"));
     assert!(refused(&VolumeSsimLoss { weight: -1.0, ..SETTINGS }, &good, &good).contains("weight"));
+    assert!(refused(&VolumeSsimLoss { axes: [0.0; 3], ..SETTINGS }, &good, &good).contains("one axis at least"));
+    assert!(
+        refused(&VolumeSsimLoss { axes: [1.0, -1.0, 1.0], ..SETTINGS }, &good, &good).contains("`axes` of element 1")
+    );
     assert!(refused(&VolumeSsimLoss { empty_at: f32::NAN, ..SETTINGS }, &good, &good).contains("empty_at"));
     let larger = values(4 * 5 * 600, 0.02, 1);
     let error = cpu.volume_ssim_loss([4, 5, 600], &SETTINGS, &larger, &larger, &mut larger.clone());

@@ -1,0 +1,207 @@
+//! Repair and augment (DiffNR, arXiv 2604.21518): at planned iterations the volume is repaired into a pseudo-reference, whose similarity
+//! to the volume is a further loss from then on. The repaired volume itself is never the result.
+//!
+//! **Weight.** The loss is `weight * voxels * H * (0.03 L)^2 * (1 - SSIM3D)`, `H` what the views weigh in a voxel ([`super::prior::views_mm2`]): where the
+//! reference has no structure, `1 - SSIM` of a deviation `d` is about `d^2 / (0.03 L)^2`, so that at weight 1 such a place is held to the reference about
+//! as firmly as to the views.
+
+use std::time::Instant;
+
+use super::OptimiseError;
+use super::run::floats;
+use crate::compute::Operations;
+use crate::compute::losses::VolumeSsimLoss;
+use crate::geometry::VolumeGrid;
+use crate::reconstruct::ReconstructError;
+
+/// When a pseudo-reference is made, and how firmly the volume is held to it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AugmentSettings {
+    /// Share of the iterations that are done before the first repair, 0 to 1.
+    pub first: f64,
+    /// How many repairs there are, evenly over what is left.
+    pub repairs: usize,
+    /// Weight of the loss; 1: see the module's documentation.
+    pub weight: f32,
+    /// The loss is applied every so many iterations, so many times as strong.
+    pub every: usize,
+    /// What slices across x, y, z count in the similarity.
+    pub axes: [f32; 3],
+    /// `L` of the similarity: from air to dense bone, 1/mm.
+    pub data_range_per_mm: f32,
+    /// The modulus of the difference in place of the similarity, for comparison: `weight * H * 0.03 L * |volume - reference|`.
+    pub modulus: bool,
+}
+
+impl Default for AugmentSettings {
+    fn default() -> Self {
+        Self { first: 0.5, repairs: 1, weight: 0.5, every: 1, axes: [1.0; 3], data_range_per_mm: 0.06, modulus: false }
+    }
+}
+
+impl AugmentSettings {
+    /// Refuses settings that cannot work.
+    ///
+    /// # Errors
+    /// [`ReconstructError::Setting`] naming the field.
+    pub fn check(&self) -> Result<(), ReconstructError> {
+        let refuse = |field, value: f64, requirement| {
+            Err(ReconstructError::Setting { field, value: value.to_string(), requirement })
+        };
+        if !(0.0..=1.0).contains(&self.first) {
+            return refuse("first", self.first, "must lie in [0, 1]: a share of the iterations");
+        }
+        if self.repairs == 0 {
+            return refuse("repairs", 0.0, "must be at least 1");
+        }
+        if self.every == 0 {
+            return refuse("every", 0.0, "must be at least 1");
+        }
+        for (field, value) in [("weight", self.weight), ("data_range_per_mm", self.data_range_per_mm)] {
+            if !(value > 0.0 && value.is_finite()) {
+                return refuse(field, f64::from(value), "must be finite and above 0");
+            }
+        }
+        if self.axes.iter().any(|axis| !(*axis >= 0.0 && axis.is_finite())) || self.axes.iter().sum::<f32>() <= 0.0 {
+            return refuse("axes", f64::from(self.axes[0]), "must be finite, not negative, and not all 0");
+        }
+        Ok(())
+    }
+
+    /// The iteration before which repair `number` (from 0) is made, in a run of `iterations`.
+    #[must_use]
+    pub fn iteration_of(&self, number: usize, iterations: usize) -> usize {
+        let first = (self.first * iterations as f64).round() as usize;
+        first + number * (iterations - first) / self.repairs
+    }
+}
+
+/// Why a volume was not repaired; the run goes on without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotRepaired {
+    /// The model's output is no volume: not finite, or far outside its window.
+    #[error("the model's output is not finite, or far outside its window")]
+    Output,
+    /// It took longer than there was time for.
+    #[error("the repair was late")]
+    Late,
+    /// Whoever watches asked for the end.
+    #[error("interrupted")]
+    Interrupted,
+    /// The session failed.
+    #[error("the session failed")]
+    Session,
+}
+
+/// Makes a pseudo-reference of a volume.
+pub trait Repairer: Send {
+    /// Repairs `volume` (1/mm, `[x][y][z]`) into `reference`, which is overwritten; `interrupts` is asked now and then whether to give up.
+    ///
+    /// # Errors
+    /// [`NotRepaired`]; `reference` is then unspecified.
+    fn repair(
+        &mut self,
+        volume: &[f32],
+        reference: &mut [f32],
+        interrupts: &dyn Fn() -> bool,
+    ) -> Result<(), NotRepaired>;
+}
+
+/// What the repairs of a run came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Repairs {
+    /// Volumes repaired.
+    pub done: usize,
+    /// Volumes that could not be.
+    pub failed: usize,
+    /// Why the last of these could not.
+    pub why: Option<NotRepaired>,
+    /// Time in repairs, s.
+    pub seconds: f64,
+    /// `1 - SSIM3D` of volume and reference when the loss was last applied.
+    pub dissimilarity: Option<f64>,
+}
+
+/// The pseudo-reference of a run, and what makes it.
+pub(super) struct Augmentation {
+    settings: AugmentSettings,
+    repairer: Box<dyn Repairer>,
+    reference: Vec<f32>,
+    /// Whether `reference` holds one.
+    holds: bool,
+    /// Number of the next repair.
+    next: usize,
+    pub(super) repairs: Repairs,
+}
+
+impl Augmentation {
+    pub(super) fn new(
+        settings: AugmentSettings,
+        repairer: Box<dyn Repairer>,
+        voxels: usize,
+    ) -> Result<Self, ReconstructError> {
+        let reference = floats("optimise pseudo-reference", voxels)?;
+        Ok(Self { settings, repairer, reference, holds: false, next: 0, repairs: Repairs::default() })
+    }
+
+    /// A run begins.
+    pub(super) fn begin(&mut self) {
+        (self.holds, self.next, self.repairs) = (false, 0, Repairs::default());
+    }
+
+    /// Whether the volume is to be repaired before iteration `done` of `iterations`.
+    pub(super) fn is_due(&self, done: usize, iterations: Option<usize>) -> bool {
+        let settings = &self.settings;
+        self.next < settings.repairs
+            && iterations.is_some_and(|iterations| done >= settings.iteration_of(self.next, iterations))
+    }
+
+    /// Repairs `volume`. Where that fails, the run goes on without a reference: an old one would hold it back where it was.
+    pub(super) fn repair(&mut self, volume: &[f32], interrupts: &dyn Fn() -> bool) {
+        self.next += 1;
+        let began = Instant::now();
+        let repaired = self.repairer.repair(volume, &mut self.reference, interrupts);
+        self.repairs.seconds += began.elapsed().as_secs_f64();
+        self.holds = repaired.is_ok();
+        match repaired {
+            Ok(()) => self.repairs.done += 1,
+            Err(why) => (self.repairs.failed, self.repairs.why) = (self.repairs.failed + 1, Some(why)),
+        }
+    }
+
+    /// Adds the loss's gradient by `volume`, where it is due; `views_mm2`: what the views weigh in a voxel.
+    pub(super) fn add_gradient(
+        &mut self,
+        compute: &dyn Operations,
+        grid: &VolumeGrid,
+        iteration: usize,
+        views_mm2: f32,
+        volume: &[f32],
+        by_volume: &mut [f32],
+    ) -> Result<(), OptimiseError> {
+        let settings = &self.settings;
+        if !self.holds || !iteration.is_multiple_of(settings.every) {
+            return Ok(());
+        }
+        let scale_per_mm = 0.03 * settings.data_range_per_mm;
+        let weight = settings.weight * settings.every as f32 * views_mm2;
+        if settings.modulus {
+            for ((gradient, value), reference) in by_volume.iter_mut().zip(volume).zip(&self.reference) {
+                *gradient += weight * scale_per_mm * (value - reference).signum();
+            }
+            return Ok(());
+        }
+        let loss = VolumeSsimLoss {
+            weight: weight * grid.len() as f32 * scale_per_mm * scale_per_mm,
+            data_range: settings.data_range_per_mm,
+            empty_at: 0.05 * settings.data_range_per_mm,
+            axes: settings.axes,
+        };
+        let value = compute.volume_ssim_loss(grid.voxels, &loss, volume, &self.reference, by_volume)?;
+        self.repairs.dissimilarity = Some(value.dissimilarity);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
