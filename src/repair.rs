@@ -23,13 +23,13 @@
 //! A model cannot spoil a volume: output that is no number or far outside the window refuses the whole repair ([`RepairError::Output`]),
 //! as does a deadline that passes ([`RepairError::Late`]); both are [`crate::error::ErrorClass::Degrade`]: go on without, and count it.
 
-mod assigned;
 pub mod conditioning;
 mod error;
 mod gpu;
 pub mod library;
 pub mod manifest;
 pub mod providers;
+mod raw;
 pub mod session;
 mod slices;
 pub mod volume;

@@ -138,7 +138,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     bar.0.finish_and_clear();
     let repaired = repaired.map_err(failure)?;
     let repair_s = begin.elapsed().as_secs_f64();
-    let disagreement = repaired.disagreement_hu.map(|values| mean(values));
+    let disagreement = repaired.disagreement_hu.map(mean);
     volume.write(arguments, scale, repaired.per_mm, repaired.disagreement_hu)?;
 
     let (manifest, providers) = (fixer.manifest(), fixer.providers());

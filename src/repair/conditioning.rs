@@ -35,7 +35,7 @@ impl<'a> Conditioning<'a> {
         let Some(pair) = biplanar_pair(&angles) else {
             return Err(RepairError::input("views", angles.len(), "two at least are needed to condition SliceFixer"));
         };
-        Ok(Self { views: pair.map(|view| projections.clone().index_axis_move(Axis(0), view)), anatomy })
+        Ok(Self { views: pair.map(|view| projections.index_axis_move(Axis(0), view)), anatomy })
     }
 }
 

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::library::Library;
 use super::manifest::hex;
-use super::{RepairError, assigned, gpu};
+use super::{RepairError, gpu, raw};
 
 /// Names the plugin library of TensorRT-RTX.
 pub const RTX_VARIABLE: &str = "DIFFNR_TENSORRT_RTX";
@@ -124,7 +124,7 @@ impl Providers {
 
     /// Reads back who got which nodes.
     pub(super) fn read_back(&mut self, session: &Session) -> Result<(), RepairError> {
-        let nodes = assigned::nodes_by_provider(session).map_err(|reason| RepairError::Run { reason })?;
+        let nodes = raw::nodes_by_provider(session).map_err(|reason| RepairError::Run { reason })?;
         let place = |name: &str| Provider::CHAIN.iter().position(|provider| provider.own_name() == name);
         let mut known: Vec<(usize, String, usize)> = nodes
             .into_iter()

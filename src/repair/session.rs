@@ -16,7 +16,7 @@ use super::manifest::{GraphContract, Manifest, Plane};
 use super::providers::{self, Demand, Provider, Providers, Setting};
 use super::slices::Layout;
 use super::watchdog::Watchdog;
-use super::{RepairError, assigned};
+use super::{RepairError, raw};
 
 /// Folder of models, in place of `models` beside the working directory and the executable.
 pub const MODELS_VARIABLE: &str = "DIFFNR_MODELS";
@@ -377,9 +377,8 @@ impl SliceFixer {
         if self.providers.copies_inputs() {
             self.bind_inputs(place).map_err(failed)?;
         }
-        let (binding, options) = (&self.bound[place].binding, self.watchdog.options());
-        // The result lies in `repaired`; what this gives is another handle of it.
-        drop(self.repairer.run_binding_with_options(binding, options).map_err(failed)?);
+        let binding = &self.bound[place].binding;
+        raw::run(&mut self.repairer, binding, self.watchdog.options()).map_err(|reason| RepairError::Run { reason })?;
         binding.synchronize_outputs().map_err(failed)
     }
 }
@@ -429,7 +428,7 @@ fn builder(library: &Library, threads: usize) -> Result<SessionBuilder, RepairEr
         .map_err(failed)?
         .with_deterministic_compute(true)
         .map_err(failed)?
-        .with_config_entry(assigned::OPTION, "1")
+        .with_config_entry(raw::OPTION, "1")
         .map_err(failed)
 }
 

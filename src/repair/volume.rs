@@ -132,8 +132,7 @@ impl Repair {
                     outcome => outcome?,
                 };
                 let pixels = layout.padded[0] * layout.padded[1];
-                // Also where it is not a number.
-                let wrong = |value: &f32| !(value.abs() <= limit);
+                let wrong = |value: &f32| value.is_nan() || value.abs() > limit;
                 if let Some(at) = repaired[..count * pixels].iter().position(wrong) {
                     return Err(RepairError::Output { plane, slice: first + at / pixels, value: repaired[at], limit });
                 }

@@ -39,6 +39,28 @@ fn what_the_volume_holds_already_is_no_fault_of_the_model() {
     assert!(repair.run(&mut fixer, &metal, None, &mut ()).is_ok());
 }
 
+/// Dawdles after the last batch.
+struct Dawdling(Instant);
+
+impl Watch for Dawdling {
+    fn at(&mut self, done: usize, slices: usize) {
+        while done == slices && Instant::now() < self.0 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn what_ends_after_the_deadline_is_late() {
+    let Some(library) = onnx_runtime() else { return };
+    let voxels = [3, 3, 3];
+    let (mut fixer, mut repair) = loaded(&models(), library, voxels);
+    // Three runs of microseconds, unless the machine stands still.
+    let deadline = Instant::now() + Duration::from_millis(800);
+    let late = repair.run(&mut fixer, &volume(voxels), Some(deadline), &mut Dawdling(deadline)).unwrap_err();
+    assert!(matches!(late, RepairError::Late { done: 9, slices: 9 }), "{late}");
+}
+
 struct Counting {
     seen: Vec<(usize, usize)>,
     stop_at: usize,
@@ -111,6 +133,7 @@ fn wrong_arguments_are_named() {
     for mu in [0.0, -0.02, f64::NAN, f64::INFINITY] {
         says(Repair::new(&fixer, mu).unwrap_err(), "mu_water_per_mm");
     }
+    conditioned(&mut fixer, "head");
     let views = views();
     let mut bad = views[1].clone();
     bad[[2, 1]] = f32::INFINITY;

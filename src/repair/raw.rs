@@ -1,13 +1,14 @@
-//! Which execution provider got which nodes, asked of ONNX Runtime itself after it has divided a graph.
+//! Calls of ONNX Runtime's interface that the crate `ort` lacks: which execution provider got which nodes (API 24), and a run that allocates
+//! nothing.
 
-#![allow(unsafe_code)] // The crate `ort` has no safe call for this part of ONNX Runtime's interface (API 24).
+#![allow(unsafe_code)] // See above: they take and give raw pointers.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char};
 use std::ptr;
 
 use ort::AsPointer;
-use ort::session::Session;
+use ort::session::{IoBinding, NoSelectedOutputs, RunOptions, Session};
 
 /// The session's option that makes ONNX Runtime keep the division.
 pub(super) const OPTION: &str = "session.record_ep_graph_assignment_info";
@@ -47,4 +48,16 @@ pub(super) fn nodes_by_provider(session: &Session) -> Result<Vec<(String, usize)
         *nodes.entry(name).or_default() += length;
     }
     Ok(nodes.into_iter().collect())
+}
+
+/// Runs a session on what is bound to it. `ort`'s own call wraps each output anew, which allocates; here outputs are read where they were
+/// bound.
+pub(super) fn run(
+    session: &mut Session,
+    binding: &IoBinding,
+    options: &RunOptions<NoSelectedOutputs>,
+) -> Result<(), String> {
+    // SAFETY: all three live throughout the call; the session is borrowed alone, since a run is not safe beside another, and ONNX Runtime
+    // changes neither options nor binding. Inputs and outputs are kept alive by the binding.
+    check(unsafe { (ort::api().RunWithBinding)(session.ptr().cast_mut(), options.ptr(), binding.ptr()) })
 }
