@@ -405,7 +405,8 @@ impl<'p> Pipeline<'p> {
         let (Some(handover), Some(store)) = (&self.handover, &self.store) else { return };
         if let (true, Some(header)) = (self.offer_due, self.publisher.last()) {
             if let Some(number) = handover.offer(store, &header, Portion::Whole { after: self.offered_early }) {
-                (self.offer_due, self.offered) = (false, number);
+                // What late frames begin anew has nothing to go on from: the representation has moved on.
+                (self.offer_due, self.offered, self.offered_early) = (false, number, 0);
             }
         } else if self.offered_early == 0
             && self.views_at_end == 0
