@@ -19,11 +19,11 @@ class Options:
     batch: int = 8
     rate: float = 1e-3
     seed: int = 0
-    # At this weight both parts of the loss are about as large.
-    ssim_weight: float = 0.02
+    ssim_weight: float = 0.5
     # Steps over which weights are averaged, about.
     average: int = 500
-    others: float = 0.2
+    # Share of slices from FDK and OS-SART.
+    others: float = 0.1
     # Seconds between checkpoints, and steps between validations (0: none).
     every_s: float = 300.0
     validate_every: int = 2_000
@@ -79,18 +79,19 @@ def train(folder: Path, out: Path, shape: CompactShape, options: Options, device
             group["lr"] = options.rate * rate_at(options, step)
         scan = data.Scan(batch.scan.projections.to(device), batch.scan.anatomy.to(device))
         repaired = model(batch.slices.to(device, memory_format=torch.channels_last), scan, batch.plane.to(device), batch.height.to(device))
-        loss, square, dissimilarity = repair_loss(repaired, batch.target.to(device), batch.inside.to(device), options.ssim_weight)
+        given = batch.slices[:, model.neighbours : model.neighbours + 1].to(device)
+        loss, gain_db, left = repair_loss(repaired, given, batch.target.to(device), batch.inside.to(device), options.ssim_weight)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         averaged.update_parameters(model)
         step += 1
-        sums, count = [sums[0] + square, sums[1] + dissimilarity], count + 1
+        sums, count = [sums[0] + gain_db, sums[1] + left], count + 1
         if step % 100 == 0:
             seconds = time.monotonic() - began
-            say(f"step {step} of {options.steps}: {10 * -torch.tensor(sums[0] / count).log10().item():.2f} dB, 1 - SSIM {sums[1] / count:.4f}; {seconds:.0f} s")
-            history.append({"step": step, "square": sums[0] / count, "dissimilarity": sums[1] / count})
+            say(f"step {step} of {options.steps}: {sums[0] / count:+.2f} dB, 1 - SSIM x {sums[1] / count:.3f}; {seconds:.0f} s")
+            history.append({"step": step, "gain_db": sums[0] / count, "dissimilarity_left": sums[1] / count})
             sums, count = [0.0, 0.0], 0
         if validation and options.validate_every and step % options.validate_every == 0:
             averaged.module.eval()
