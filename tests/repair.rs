@@ -53,10 +53,15 @@ impl Case {
         self.folder.path().join(name)
     }
 
-    /// Runs `diffnr repair` in the case's folder; ONNX Runtime is the one that was fetched, unless the caller names one.
+    /// Runs `diffnr repair` in the case's folder.
     fn run(&self, arguments: &[&str]) -> Output {
+        self.command("repair", arguments)
+    }
+
+    /// Runs a subcommand in the case's folder; ONNX Runtime is the one that was fetched, unless the caller names one.
+    fn command(&self, name: &str, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_diffnr"));
-        command.arg("repair").args(arguments).current_dir(self.folder.path());
+        command.arg(name).args(arguments).current_dir(self.folder.path());
         if std::env::var_os(library::VARIABLE).is_none() {
             command.env(library::VARIABLE, Path::new(env!("CARGO_MANIFEST_DIR")).join(library::FOLDER));
         }
@@ -184,4 +189,79 @@ fn what_cannot_be_is_refused_with_its_exit_code() {
         demanded.status.success() || demanded.status.code() == Some(8) && text.contains("TensorRT was demanded"),
         "{text}"
     );
+}
+
+/// `diffnr reconstruct --method field` of the case's scan, with what SliceFixer is told; volume, and the result as JSON.
+fn reconstructed(case: &Case, more: &[&str]) -> (Array3<f32>, Value, String) {
+    let common = ["scan", "--method", "field", "--iterations", "6", "--device", "cpu", "--json", "-o", "out.npy"];
+    let output = case.command("reconstruct", &[&common, more].concat());
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{words}");
+    (npy::read_volume(&case.path("out.npy")).unwrap(), serde_json::from_slice(&output.stdout).unwrap(), words)
+}
+
+#[test]
+fn a_reconstruction_is_held_to_the_slices_repaired_on_its_way() {
+    if skipped() {
+        return;
+    }
+    let (case, models) = (Case::new(), models());
+    let (without, told, _) = reconstructed(&case, &[]);
+    assert!(told["slice_fixer"].is_null());
+    assert_eq!(without, reconstructed(&case, &["--slice-fixer", "none"]).0);
+    let with = ["--slice-fixer", &models, "--anatomy", "thorax", "--repairs", "2", "--repair-weight", "2"];
+    let (volume, told, words) = reconstructed(&case, &with);
+    let fixed = &told["slice_fixer"];
+    let numbers = ["repairs", "repairs_failed", "slices"].map(|name| fixed[name].as_u64());
+    assert_eq!(numbers, [Some(2), Some(0), Some(22)], "{told}");
+    assert_eq!((fixed["anatomy"].as_str(), fixed["provider"].as_str()), (Some("chest"), Some("CPU")));
+    assert!(fixed["dissimilarity"].as_f64() > Some(0.0) && !words.contains("warning: SliceFixer"), "{told} {words}");
+    assert_ne!(volume, without);
+    // The same bits again; other ones along one plane, or by the modulus.
+    assert_eq!(volume, reconstructed(&case, &with).0);
+    assert_ne!(volume, reconstructed(&case, &[&with[..], &["--repair-planes", "axial"]].concat()).0);
+    assert_ne!(volume, reconstructed(&case, &[&with[..], &["--repair-modulus"]].concat()).0);
+}
+
+#[test]
+fn a_model_whose_output_is_no_number_leaves_the_reconstruction_as_it_is_without() {
+    if skipped() {
+        return;
+    }
+    let case = Case::new();
+    let broken = case.path("broken");
+    std::fs::create_dir(&broken).unwrap();
+    let from = PathBuf::from(models());
+    std::fs::copy(from.join("condition.onnx"), broken.join("condition.onnx")).unwrap();
+    std::fs::copy(from.join("broken/nan.onnx"), broken.join("repair.onnx")).unwrap();
+    // The right hash of the wrong graph.
+    let hash = |path: &Path| {
+        use sha2::Digest;
+        let digest = sha2::Sha256::digest(std::fs::read(path).unwrap());
+        digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let manifest = std::fs::read_to_string(from.join("manifest.toml")).unwrap();
+    let manifest = manifest.replace(&hash(&from.join("repair.onnx")), &hash(&broken.join("repair.onnx")));
+    std::fs::write(broken.join("manifest.toml"), manifest).unwrap();
+    let (volume, told, words) = reconstructed(&case, &["--slice-fixer", "broken", "--repairs", "3"]);
+    let numbers = ["repairs", "repairs_failed"].map(|name| told["slice_fixer"][name].as_u64());
+    assert_eq!(numbers, [Some(0), Some(3)], "{told}");
+    assert!(words.contains("3 of 3 repairs failed") && words.contains("not finite"), "{words}");
+    assert_eq!(volume, reconstructed(&case, &[]).0);
+}
+
+#[test]
+fn options_of_the_repairs_are_refused_where_they_mean_nothing() {
+    let case = Case::new();
+    let refused = |more: &[&str], code: i32, part: &str| {
+        let output = case.command("reconstruct", &[&["scan", "--device", "cpu", "-o", "out.npy"], more].concat());
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(code) && words.contains(part), "{part}: {words}");
+    };
+    refused(&["--method", "fdk", "--slice-fixer", "none"], 2, "--slice-fixer is no option of --method fdk");
+    refused(&["--method", "field", "--anatomy", "chest"], 2, "--anatomy needs --slice-fixer");
+    refused(&["--method", "field", "--slice-fixer", "nowhere"], 4, "nowhere");
+    refused(&["--method", "field", "--early", "8:3"], 2, "--early 8 views: must be below the scan's 8");
+    refused(&["--method", "field", "--early", "3:100"], 2, "--early 100 iterations: must be below");
+    refused(&["--method", "field", "--early", "three"], 2, "VIEWS:ITERATIONS");
 }

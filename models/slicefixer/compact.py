@@ -1,8 +1,8 @@
 """The compact model: the paper's topology, small, trained from scratch.
 
 A convolutional encoder brings a slice (and its neighbours) to a latent a quarter as fine, a U-Net with self- and cross-attention takes one diffusion step
-there (t = 199, epsilon prediction: x0 = (z - sqrt(1 - abar) eps) / sqrt(abar), no noise is added), a decoder with zero-initialised skips from every level of the
-encoder makes the slice. The encoder gives the mean, nothing is sampled: the same slice gives the same repair. What the decoder gives is
+there (t = 199, epsilon prediction: x0 = (z - sqrt(1 - abar) eps) / sqrt(abar), no noise is added), a decoder with skips from every level of the
+encoder makes the slice. (The paper's skips begin at zero, beside weights that are trained already; here nothing is, and they begin like the rest.) The encoder gives the mean, nothing is sampled: the same slice gives the same repair. What the decoder gives is
 added to the slice, so that an untrained model changes nothing, and what lies outside the window passes through.
 """
 
@@ -74,8 +74,6 @@ class Decoder(nn.Module):
         coming = (*channels[1:], channels[-1])
         levels = range(len(channels) - 1, -1, -1)
         self.skips = nn.ModuleList(nn.Conv2d(inputs[i], coming[i], 1, bias=False) for i in levels) if skips else None
-        for skip in self.skips or ():
-            nn.init.constant_(skip.weight, 1e-5)
         self.blocks = nn.ModuleList(Residual(coming[i], channels[i]) for i in levels)
         self.doubles = nn.ModuleList(nn.Conv2d(channels[i], channels[i], 3, padding=1) for i in levels if i > 0)
         self.norm, self.out_of = group_norm(channels[0]), zero(nn.Conv2d(channels[0], 1, 3, padding=1))

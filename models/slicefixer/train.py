@@ -46,7 +46,8 @@ def train(folder: Path, out: Path, shape: CompactShape, options: Options, device
     torch.manual_seed(options.seed)
     # Convolutions on a CPU are a fifth faster with the channels last.
     model = Compact(shape).to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    # Behind layers that begin at zero gradients are as small as 1e-11: with the usual epsilon of 1e-8 they would not count.
+    optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.99), eps=1e-15, weight_decay=1e-2)
     averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(1.0 - 1.0 / options.average))
     step, history = 0, []
     if path.exists():

@@ -7,6 +7,7 @@ mod iterative;
 mod memory;
 mod optimised;
 mod outputs;
+mod slice_fixer;
 mod trace;
 mod working_scale;
 
@@ -134,6 +135,8 @@ pub(super) struct Arguments {
     #[command(flatten)]
     optimised: optimised::Options,
     #[command(flatten)]
+    slice_fixer: slice_fixer::Options,
+    #[command(flatten)]
     iterative: iterative::Options,
     #[command(flatten)]
     asd_pocs: iterative::AsdPocsOptions,
@@ -145,12 +148,13 @@ impl Arguments {
     /// Refuses options that belong to other methods: they would be passed over in silence.
     fn check_options(&self) -> Result<(), Failure> {
         let iterations = self.iterations.map(|_| "--iterations");
-        let groups: [(&[Method], Option<&str>); 5] = [
+        let groups: [(&[Method], Option<&str>); 6] = [
             (&[Method::OsSart, Method::AsdPocs, Method::Gaussians, Method::Field], iterations),
             (&[Method::Fdk], self.fdk.given()),
             (&[Method::OsSart, Method::AsdPocs], self.iterative.given()),
             (&[Method::AsdPocs], self.asd_pocs.given()),
             (&[Method::Gaussians, Method::Field], self.optimised.given()),
+            (&[Method::Gaussians, Method::Field], self.slice_fixer.given()),
         ];
         for (methods, given) in groups {
             if let Some(option) = given.filter(|_| !methods.contains(&self.method)) {

@@ -69,7 +69,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-fn plane(text: &str) -> Result<Plane, String> {
+pub(super) fn plane(text: &str) -> Result<Plane, String> {
     let found = Plane::ALL.into_iter().find(|plane| plane.name() == text);
     found.ok_or_else(|| "there are axial, coronal, sagittal".into())
 }
@@ -78,7 +78,7 @@ fn input(error: FormatError) -> Failure {
     Failure::new(exit::INPUT, &error)
 }
 
-fn failure(error: RepairError) -> Failure {
+pub(super) fn failure(error: RepairError) -> Failure {
     let code = match &error {
         RepairError::LibraryMissing { .. }
         | RepairError::Library { .. }

@@ -27,6 +27,7 @@ mod prior;
 mod recipe;
 mod run;
 mod scan;
+mod slice_fixer;
 mod views;
 mod weights;
 
@@ -37,6 +38,7 @@ pub use early::EarlyStart;
 pub use recipe::{Method, Recipe, USUAL_ITERATIONS};
 pub use run::{Optimiser, Outcome};
 pub use scan::ScanViews;
+pub use slice_fixer::SliceFixing;
 
 use crate::compute::Workload;
 use crate::compute::losses::LossWorkload;

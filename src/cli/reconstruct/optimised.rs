@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::experiments::Varied;
+use super::slice_fixer;
 use super::working_scale::WorkingScale;
 use super::{Arguments, Job, Method, Reconstructed, failure, memory};
 use crate::cli::Failure;
@@ -129,7 +130,9 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let options = &arguments.optimised;
     let scale = WorkingScale::of(job.scan);
     let (geometry, grid) = (scale.geometry(&job.scan.geometry), scale.grid(&job.grid));
-    let (settings, method) = chosen(arguments, &grid)?;
+    let (mut settings, method) = chosen(arguments, &grid)?;
+    settings.augment = arguments.slice_fixer.settings()?;
+    let fixing = arguments.slice_fixer.load(job)?;
     let iterations = arguments.iterations.map_or(optimise::USUAL_ITERATIONS, |n| n as usize);
     let deadline = match options.deadline {
         Some(seconds) if !(seconds > 0.0 && seconds < 1e6) => {
@@ -149,6 +152,15 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     memory::check(&recipe.buffers(), scratch_bytes, &grid, "use a smaller --size or fewer --gaussians")?;
     recipe.prepare(&mut job.compute).map_err(failure)?;
     let mut optimiser = recipe.optimiser().map_err(refused)?;
+    let mut buffers = recipe.buffers();
+    let fixing_facts = match fixing {
+        Some((fixing, facts)) => {
+            buffers.push(("SliceFixer's slices and volumes", fixing.buffer_bytes()));
+            optimiser.repair_with(Box::new(fixing)).map_err(failure)?;
+            Some(facts)
+        }
+        None => None,
+    };
     let plan_s = begin.elapsed().as_secs_f64();
 
     let title = arguments.method.title();
@@ -178,7 +190,13 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let reconstruct_s = job.tracer.method_s();
     job.tracer.end();
     let elements = optimiser.representation().elements();
-    let warnings: Vec<String> = outcome.iterative().warning().into_iter().collect();
+    let mut warnings: Vec<String> = outcome.iterative().warning().into_iter().collect();
+    let repairs = fixing_facts.zip(settings.augment).zip(optimiser.repairs().copied());
+    let repairs = repairs.map(|((facts, augment), repairs)| {
+        let (facts, warning) = slice_fixer::outcome(facts, &augment, &repairs);
+        warnings.extend(warning);
+        (facts, repairs)
+    });
     for warning in &warnings {
         eprintln!("diffnr: warning: {warning}");
     }
@@ -197,20 +215,28 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
         "photons": settings.data.photons.is_finite().then_some(settings.data.photons),
         "seed": settings.seed,
         "working_scale": scale.factor(),
+        "slice_fixer": repairs.as_ref().map(|(facts, _)| facts),
     });
     let summary = format!(
-        "{} of {} iterations, {}, {elements} {}",
+        "{} of {} iterations, {}, {elements} {}{}",
         outcome.iterations,
         outcome.planned,
         outcome.stopped.words(),
-        optimiser.representation().unit()
+        optimiser.representation().unit(),
+        repairs.map_or(String::new(), |(facts, repairs)| format!(
+            ", {} repairs in {:.2} s by {} on {}",
+            repairs.done,
+            repairs.seconds,
+            facts["model"].as_str().unwrap_or(""),
+            facts["provider"].as_str().unwrap_or("")
+        ))
     );
     let mut volume = optimiser.into_volume();
     scale.give_back(&mut volume);
     Ok(Reconstructed {
         plan_s,
         reconstruct_s,
-        buffers: recipe.buffers(),
+        buffers,
         scratch_bytes,
         coverage: None,
         warnings,
