@@ -3,7 +3,7 @@
 #   make demo [CT=volume.nii.gz]   simulate a scan, play it from a C gantry into the daemon, save and score the volume
 #   make test                      every test: Rust, C, Python, the model check of the shared-memory protocol
 #   make lint                      formatting and clippy, warnings are errors
-#   make onnxruntime               ONNX Runtime (for SliceFixer) into .onnxruntime; ONNXRUNTIME=onnxruntime-gpu==1.32.0 for NVIDIA GPUs
+#   make onnxruntime               ONNX Runtime (for SliceFixer) into .onnxruntime; ONNXRUNTIME=onnxruntime-gpu==1.31.1 for NVIDIA GPUs
 #   make bench                     speed against the machine's floor
 #   make bench-peers               the same beside RTK (installs the PyPI package itk-rtk into .venv-peers)
 #   make methods CT="a.nii.gz b.nii.gz" [OUT=methods VIEWS=36,24,12 PHOTONS=1e5]

@@ -223,8 +223,9 @@ fn tensorrt(builder: SessionBuilder, library: &Library, setting: &Setting<'_>) -
         .with_profile_min_shapes(setting.shapes(0))
         .with_profile_opt_shapes(setting.shapes(1))
         .with_profile_max_shapes(setting.shapes(2));
-    if let Some(folder) = setting.cache(library) {
-        std::fs::create_dir_all(&folder)
+    let folder = setting.cache(library);
+    if let Some(folder) = &folder {
+        std::fs::create_dir_all(folder)
             .map_err(|error| format!("its cache {} cannot be made: {error}", folder.display()))?;
         let folder = folder.display();
         tensorrt = tensorrt
@@ -233,7 +234,12 @@ fn tensorrt(builder: SessionBuilder, library: &Library, setting: &Setting<'_>) -
             .with_timing_cache(true)
             .with_timing_cache_path(folder.to_string());
     }
-    registered(&tensorrt, builder)
+    let outcome = registered(&tensorrt, builder);
+    if let (Err(_), Some(folder)) = (&outcome, &folder) {
+        // Where TensorRT is not there, no folder is left; one that holds engines stays.
+        let _ = std::fs::remove_dir(folder);
+    }
+    outcome
 }
 
 /// TensorRT-RTX comes as a plugin: a library of its own that ONNX Runtime loads, and that then lists its devices.
@@ -267,5 +273,10 @@ fn tensorrt_rtx(builder: SessionBuilder, library: &Library, setting: &Setting<'_
 /// The reason without ONNX Runtime's source files and line breaks, which say nothing to the user.
 pub(super) fn one_line(message: &str) -> String {
     let text = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    text.chars().take(400).collect()
+    // "/file.cc:1 function() [ONNXRuntimeError] : 1 : FAIL : reason"
+    let reason = match text.split_once("[ONNXRuntimeError]") {
+        Some((_, rest)) => rest.splitn(4, " : ").last().unwrap_or(rest),
+        None => &text,
+    };
+    reason.trim_end_matches('.').chars().take(400).collect()
 }

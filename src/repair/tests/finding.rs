@@ -92,6 +92,9 @@ fn texts_fit_their_fields() {
     assert!(providers.header_text().len() <= 31);
     let foreign = Providers { assigned: vec![("é".repeat(40) + &"x".repeat(40), 1)], ..Providers::default() };
     assert_eq!(foreign.header_text(), "x".repeat(31));
+    let said = "/src/bridge.cc:2043 onnxruntime::Provider&\n Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load x : y.so: no such file.";
+    assert_eq!(providers::one_line(said), "Failed to load x : y.so: no such file");
+    assert_eq!(providers::one_line("CUDA is not\nin this build."), "CUDA is not in this build");
     assert_eq!("TensorRT".parse(), Ok(Demand::Only(Provider::TensorRt)));
     assert_eq!("tensorrt-rtx".parse(), Ok(Demand::Only(Provider::TensorRtRtx)));
     assert_eq!("any".parse(), Ok(Demand::Any));
