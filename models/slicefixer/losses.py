@@ -28,6 +28,9 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 # Mean squares (of the window's range) below which a slice counts as repaired: 60 dB.
 LEAST = 1e-6
 
+# Dissimilarities below which a slice is as good as its reference: without it, slices of little but air would be all that counts.
+LEAST_DISSIMILARITY = 0.02
+
 
 def errors(image: torch.Tensor, target: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean square and `1 - SSIM` of each slice [B], inside; unclamped values in window units [-1, 1]."""
@@ -51,7 +54,7 @@ def repair_loss(
     square, dissimilarity = errors(repaired, target, inside)
     with torch.no_grad():
         square_before, dissimilarity_before = errors(given, target, inside)
-    left = dissimilarity / (dissimilarity_before + 1e-4)
+    left = (dissimilarity + LEAST_DISSIMILARITY) / (dissimilarity_before + LEAST_DISSIMILARITY)
     loss = torch.log(square + LEAST) + ssim_weight * left
     gain_db = 10 * torch.log10((square_before + LEAST) / (square + LEAST))
     return loss.mean(), gain_db.mean().item(), left.mean().item()
