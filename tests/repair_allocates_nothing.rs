@@ -19,7 +19,7 @@ fn a_repair_allocates_nothing() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let named = std::env::var_os(library::VARIABLE).is_none().then(|| here.join(library::FOLDER));
     let voxels = [17, 20, 23];
-    let options = Options { threads: 2, library: named, ..Options::new(voxels) };
+    let options = Options { threads: 2, onnxruntime: named, ..Options::new(voxels) };
     let mut fixer = match SliceFixer::load(&here.join("tests/data/repair"), &options) {
         Err(error @ RepairError::LibraryMissing { .. }) => return eprintln!("SKIPPED: {error}"),
         loaded => loaded.unwrap(),

@@ -118,7 +118,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         threads: arguments.threads,
         demand: arguments.provider,
         cache_folder: arguments.engines.clone(),
-        library: arguments.onnxruntime.clone(),
+        onnxruntime: arguments.onnxruntime.clone(),
         ..Options::new([x, y, z])
     };
     let begin = Instant::now();
@@ -157,7 +157,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 "volume": arguments.volume,
                 "output": arguments.output,
                 "model": {"name": manifest.name, "manifest": manifest.path, "anatomy": manifest.anatomies[manifest.anatomy_index(&arguments.anatomy)]},
-                "onnxruntime": {"version": fixer.library().version, "path": fixer.library().path},
+                "onnxruntime": {"version": fixer.onnxruntime().version, "path": fixer.onnxruntime().path},
                 "providers": {"ran": providers.header_text(), "assigned": assigned, "refused": refused},
                 "threads": fixer.threads(),
                 "planes": fixer.planes().map(Plane::name).collect::<Vec<_>>(),
@@ -176,7 +176,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             warm.whole.as_secs_f64(),
             disagreement.map_or(String::new(), |hu| format!("; the planes disagree by {hu:.1} HU on average"))
         );
-        say!("ONNX Runtime {}: {}", fixer.library().version, providers.log_text());
+        say!("ONNX Runtime {}: {}", fixer.onnxruntime().version, providers.log_text());
         say!("wrote {}", arguments.output.display());
     }
     Ok(())

@@ -44,7 +44,7 @@ pub struct Options {
     /// TensorRT's engines are kept here; without, they are built at each start.
     pub cache_folder: Option<PathBuf>,
     /// ONNX Runtime's library or its folder (see [`library::load`]).
-    pub library: Option<PathBuf>,
+    pub onnxruntime: Option<PathBuf>,
 }
 
 impl Options {
@@ -58,7 +58,7 @@ impl Options {
             threads: 0,
             demand: Demand::Any,
             cache_folder: None,
-            library: None,
+            onnxruntime: None,
         }
     }
 
@@ -101,7 +101,7 @@ pub(super) struct Bound {
 #[derive(Debug)]
 pub struct SliceFixer {
     manifest: Manifest,
-    library: Library,
+    onnxruntime: Library,
     providers: Providers,
     voxels: [usize; 3],
     threads: usize,
@@ -128,7 +128,7 @@ impl SliceFixer {
             manifest.plane_index(*plane)?;
         }
         let (condition, repair) = (manifest.condition.bytes()?, manifest.repair.bytes()?);
-        let library = library::load(options.library.as_deref())?;
+        let library = library::load(options.onnxruntime.as_deref())?;
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
@@ -160,7 +160,7 @@ impl SliceFixer {
 
     fn bind(
         manifest: Manifest,
-        library: Library,
+        onnxruntime: Library,
         (options, threads): (&Options, usize),
         (conditioner, repairer, providers): (Session, Session, Providers),
         layouts: &[(Plane, Layout, usize)],
@@ -201,7 +201,7 @@ impl SliceFixer {
             .collect::<ort::Result<Vec<Bound>>>()?;
         let mut fixer = Self {
             manifest,
-            library,
+            onnxruntime,
             providers,
             voxels: options.voxels,
             threads,
@@ -245,8 +245,8 @@ impl SliceFixer {
 
     /// ONNX Runtime's file and version.
     #[must_use]
-    pub fn library(&self) -> &Library {
-        &self.library
+    pub fn onnxruntime(&self) -> &Library {
+        &self.onnxruntime
     }
 
     /// Voxels of the volumes that it repairs.

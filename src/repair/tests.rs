@@ -32,7 +32,7 @@ fn onnx_runtime() -> Option<PathBuf> {
 
 /// One thread, batches of three, ONNX Runtime where it was found.
 fn options(library: PathBuf, voxels: [usize; 3]) -> Options {
-    Options { threads: 1, batch: 3, library: Some(library), ..Options::new(voxels) }
+    Options { threads: 1, batch: 3, onnxruntime: Some(library), ..Options::new(voxels) }
 }
 
 /// A copy of the model whose manifest is `change`d, with `repair` in place of its repairing graph (the hash follows).

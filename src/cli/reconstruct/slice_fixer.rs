@@ -113,7 +113,7 @@ impl Options {
             });
         }
         let mut options = RepairOptions::new(job.grid.voxels);
-        (options.threads, options.library) = (job.compute.threads(), self.onnxruntime.clone());
+        (options.threads, options.onnxruntime) = (job.compute.threads(), self.onnxruntime.clone());
         options.demand = self.provider.unwrap_or(options.demand);
         if !self.repair_planes.is_empty() {
             options.planes.clone_from(&self.repair_planes);
@@ -130,7 +130,7 @@ impl Options {
             "planes": fixer.planes().map(Plane::name).collect::<Vec<_>>(),
             "slices": fixer.slices(),
             "provider": providers.header_text(),
-            "onnxruntime": fixer.library().version,
+            "onnxruntime": fixer.onnxruntime().version,
         });
         let fixing = SliceFixing::new(fixer, scan.scale.mu_water_per_mm).map_err(failure)?;
         Ok(Some((fixing, facts)))
