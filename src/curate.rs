@@ -36,7 +36,7 @@ pub use run::{Progress, Summary, curate};
 pub use subjects::{Gathered, Request, Source, Split, Subject, gather};
 
 /// Version of the format; the first thing that a reader should look at.
-pub const FORMAT: &str = "diffnr-curation 1";
+pub const FORMAT: &str = "diffnr-curation 2";
 
 /// Lower-case hexadecimal.
 fn hex(bytes: &[u8]) -> String {

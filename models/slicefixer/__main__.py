@@ -15,9 +15,9 @@ from .train import Options, train
 from .validate import validate
 
 SHAPES = {
-    "small": CompactShape(vae=(16, 32, 48), unet=(48, 64, 96), context=96, embedding=96),
+    "small": CompactShape(vae=(32, 64), unet=(64, 128), context=96, embedding=96),
     "usual": CompactShape(),
-    "large": CompactShape(vae=(32, 64, 96), unet=(96, 160, 224), context=192),
+    "large": CompactShape(vae=(96, 160), unet=(160, 288), context=192),
 }
 
 

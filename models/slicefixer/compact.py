@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .blocks import Attention, Residual, TokenLayer, Transformer, double, group_norm, halve, zero
+from .blocks import Attention, Residual, TokenLayer, Transformer, double, group_norm, halve, scaled, zero
 from .model import ANATOMIES, PLANES, Scan, SliceFixer
 
 # Side of the projections that the conditioner takes, in pixels.
@@ -23,16 +23,18 @@ PROJECTION = 128
 class CompactShape:
     """Sizes. Channels from the finest level to the coarsest."""
 
-    vae: tuple[int, ...] = (24, 48, 64)
-    latent: int = 4
-    unet: tuple[int, ...] = (64, 96, 160)
+    vae: tuple[int, ...] = (64, 96)
+    latent: int = 32
+    unet: tuple[int, ...] = (96, 160)
     # Levels of the U-Net with attention.
-    attention: tuple[bool, ...] = (False, True, True)
+    attention: tuple[bool, ...] = (False, True)
+    # Pixels of a side that are one place of the finest level, as channels.
+    patch: int = 2
     context: int = 128
     tokens: int = 8
     embedding: int = 128
     step: int = 199
-    neighbours: int = 1
+    neighbours: int = 2
     # Ablations: none of the decoder's skips, no conditioning on the scan.
     skips: bool = True
     conditioned: bool = True
@@ -52,7 +54,7 @@ class Encoder(nn.Module):
         before = (channels[0], *channels[:-1])
         self.blocks = nn.ModuleList(Residual(i, o) for i, o in zip(before, channels, strict=True))
         self.halves = nn.ModuleList(halve(o) for o in channels[:-1])
-        self.norm, self.out_of = group_norm(channels[-1]), nn.Conv2d(channels[-1], latent, 3, padding=1)
+        self.out_of = nn.Conv2d(channels[-1], latent, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Latent, and what went into each level."""
@@ -62,21 +64,20 @@ class Encoder(nn.Module):
             x = block(x)
             if level < len(self.halves):
                 x = self.halves[level](x)
-        return self.out_of(F.silu(self.norm(x))), inputs
+        return self.out_of(F.silu(x)), inputs
 
 
 class Decoder(nn.Module):
-    def __init__(self, channels: tuple[int, ...], latent: int, skips: bool):
+    def __init__(self, channels: tuple[int, ...], latent: int, skips: bool, channels_out: int):
         super().__init__()
         self.into, self.middle = nn.Conv2d(latent, channels[-1], 3, padding=1), Residual(channels[-1], channels[-1])
         inputs = (channels[0], *channels[:-1])
-        # From the coarsest level up; each takes what the level below it gives.
-        coming = (*channels[1:], channels[-1])
+        # From the coarsest level up.
         levels = range(len(channels) - 1, -1, -1)
-        self.skips = nn.ModuleList(nn.Conv2d(inputs[i], coming[i], 1, bias=False) for i in levels) if skips else None
-        self.blocks = nn.ModuleList(Residual(coming[i], channels[i]) for i in levels)
-        self.doubles = nn.ModuleList(nn.Conv2d(channels[i], channels[i], 3, padding=1) for i in levels if i > 0)
-        self.norm, self.out_of = group_norm(channels[0]), zero(nn.Conv2d(channels[0], 1, 3, padding=1))
+        self.skips = nn.ModuleList(nn.Conv2d(inputs[i], channels[i], 1, bias=False) for i in levels) if skips else None
+        self.blocks = nn.ModuleList(Residual(channels[i], channels[i]) for i in levels)
+        self.doubles = nn.ModuleList(nn.Conv2d(channels[i], channels[i - 1], 1) for i in levels if i > 0)
+        self.out_of = zero(nn.Conv2d(channels[0], channels_out, 3, padding=1))
 
     def forward(self, z: torch.Tensor, inputs: list[torch.Tensor]) -> torch.Tensor:
         x = self.middle(self.into(z))
@@ -85,8 +86,8 @@ class Decoder(nn.Module):
                 x = x + self.skips[level](inputs[-1 - level])
             x = block(x)
             if level < len(self.doubles):
-                x = self.doubles[level](double(x))
-        return self.out_of(F.silu(self.norm(x)))
+                x = double(self.doubles[level](x))
+        return self.out_of(F.silu(x))
 
 
 class UNet(nn.Module):
@@ -106,11 +107,10 @@ class UNet(nn.Module):
         self.middle = nn.ModuleList((Residual(last, last, embedding), Residual(last, last, embedding)))
         self.middle_attention = Transformer(last, shape.context)
         levels = range(len(channels) - 1, -1, -1)
-        coming = (*channels[1:], last)
-        self.up = nn.ModuleList(Residual(coming[i] + channels[i], channels[i], embedding) for i in levels)
+        self.up = nn.ModuleList(Residual(channels[i], channels[i], embedding) for i in levels)
         self.up_attention = nn.ModuleList(attend(channels[i], shape.attention[i]) for i in levels)
-        self.doubles = nn.ModuleList(nn.Conv2d(channels[i], channels[i], 3, padding=1) for i in levels if i > 0)
-        self.norm, self.out_of = group_norm(channels[0]), zero(nn.Conv2d(channels[0], shape.latent, 3, padding=1))
+        self.doubles = nn.ModuleList(nn.Conv2d(channels[i], channels[i - 1], 1) for i in levels if i > 0)
+        self.out_of = scaled(nn.Conv2d(channels[0], shape.latent, 3, padding=1), 0.2)
 
     def forward(self, z: torch.Tensor, embedding: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         x, kept = self.into(z), []
@@ -122,11 +122,11 @@ class UNet(nn.Module):
                 x = self.halves[level](x)
         x = self.middle[1](self.middle_attention(self.middle[0](x, embedding), context), embedding)
         for level, (block, attention) in enumerate(zip(self.up, self.up_attention, strict=True)):
-            x = block(torch.cat((x, kept.pop()), 1), embedding)
+            x = block(x + kept.pop(), embedding)
             x = x if attention is None else attention(x, context)
             if level < len(self.doubles):
-                x = self.doubles[level](double(x))
-        return self.out_of(F.silu(self.norm(x)))
+                x = double(self.doubles[level](x))
+        return self.out_of(F.silu(x))
 
 
 class Conditioner(nn.Module):
@@ -164,10 +164,10 @@ class Compact(SliceFixer):
     def __init__(self, shape: CompactShape = CompactShape()):
         super().__init__()
         self.shape, self.neighbours = shape, shape.neighbours
-        self.multiple = 2 ** (len(shape.vae) + len(shape.unet) - 2)
-        self.encoder = Encoder(shape.vae, shape.latent, 2 * shape.neighbours + 1)
+        self.multiple = shape.patch * 2 ** (len(shape.vae) + len(shape.unet) - 2)
+        self.encoder = Encoder(shape.vae, shape.latent, (2 * shape.neighbours + 1) * shape.patch**2)
         self.unet = UNet(shape)
-        self.decoder = Decoder(shape.vae, shape.latent, shape.skips)
+        self.decoder = Decoder(shape.vae, shape.latent, shape.skips, shape.patch**2)
         self.conditioner = Conditioner(shape.context, shape.tokens)
         beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         kept = torch.cumprod(1.0 - beta, 0)[shape.step].item()
@@ -190,6 +190,6 @@ class Compact(SliceFixer):
     def repair(self, slices: torch.Tensor, context: torch.Tensor, plane: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
         context = context.expand(slices.shape[0], -1, -1)
         middle = slices[:, self.neighbours : self.neighbours + 1]
-        latent, inputs = self.encoder(slices.clamp(-1.0, 1.0))
+        latent, inputs = self.encoder(F.pixel_unshuffle(slices.clamp(-1.0, 1.0), self.shape.patch))
         noise = self.unet(latent, F.silu(self.embedding(plane, height)), context)
-        return middle + self.decoder(self.of_latent * latent - self.of_noise * noise, inputs)
+        return middle + F.pixel_shuffle(self.decoder(self.of_latent * latent - self.of_noise * noise, inputs), self.shape.patch)

@@ -16,8 +16,8 @@ from .validate import validate
 @dataclass
 class Options:
     steps: int = 20_000
-    batch: int = 8
-    rate: float = 1e-3
+    batch: int = 16
+    rate: float = 5e-4
     seed: int = 0
     ssim_weight: float = 0.5
     # Steps over which weights are averaged, about.
@@ -70,6 +70,7 @@ def train(folder: Path, out: Path, shape: CompactShape, options: Options, device
     def save() -> None:
         Checkpoint("compact", shape.as_dict(), averaged.module.state_dict(), model.state_dict(), optimiser.state_dict(), step, asdict(options), history).save(path)
 
+    halved = bfloat16_is_faster(device)
     began = saved = time.monotonic()
     sums, count = [0.0, 0.0], 0
     model.train()
@@ -78,7 +79,8 @@ def train(folder: Path, out: Path, shape: CompactShape, options: Options, device
         for group in optimiser.param_groups:
             group["lr"] = options.rate * rate_at(options, step)
         scan = data.Scan(batch.scan.projections.to(device), batch.scan.anatomy.to(device))
-        repaired = model(batch.slices.to(device, memory_format=torch.channels_last), scan, batch.plane.to(device), batch.height.to(device))
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=halved):
+            repaired = model(batch.slices.to(device, memory_format=torch.channels_last), scan, batch.plane.to(device), batch.height.to(device)).float()
         given = batch.slices[:, model.neighbours : model.neighbours + 1].to(device)
         loss, gain_db, left = repair_loss(repaired, given, batch.target.to(device), batch.inside.to(device), options.ssim_weight)
         optimiser.zero_grad()
@@ -95,14 +97,20 @@ def train(folder: Path, out: Path, shape: CompactShape, options: Options, device
             sums, count = [0.0, 0.0], 0
         if validation and options.validate_every and step % options.validate_every == 0:
             averaged.module.eval()
-            table = validate(averaged.module, validation, device, planes=(0,), every=8)
-            say(f"step {step}: validation {table.mean_gain_db():+.2f} dB (axial, every eighth slice)")
+            table = validate(averaged.module, [s for s in validation if s.method in data.REPRESENTATIONS], device, planes=(0,), every=8)
+            gains = ", ".join(f"{m} {table.mean_gain_db(m):+.2f} dB" for m in data.REPRESENTATIONS)
+            say(f"step {step}: validation {gains} (axial, every eighth slice)")
             history.append({"step": step, "validation_gain_db": table.mean_gain_db()})
         if time.monotonic() - saved > options.every_s:
             save()
             saved = time.monotonic()
     save()
     return path
+
+
+def bfloat16_is_faster(device: str) -> bool:
+    """Whether the machine multiplies matrices of bfloat16 in hardware: any GPU of today, CPUs with AMX (five times as fast as in float32)."""
+    return torch.device(device).type != "cpu" or torch.cpu._is_amx_tile_supported()
 
 
 def list_or(value):

@@ -26,8 +26,9 @@ class Row:
 class Table:
     rows: list[Row] = field(default_factory=list)
 
-    def mean_gain_db(self) -> float:
-        return float(np.mean([row.psnr_db[1] - row.psnr_db[0] for row in self.rows]))
+    def mean_gain_db(self, method: str | None = None) -> float:
+        """Of all rows, or of one method's."""
+        return float(np.mean([row.psnr_db[1] - row.psnr_db[0] for row in self.rows if method in (None, row.method)]))
 
     def markdown(self) -> str:
         lines = ["| subject | method | views | photons | PSNR dB | repaired | gain | SSIM | repaired |", "|---|---|---|---|---|---|---|---|---|"]

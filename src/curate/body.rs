@@ -74,6 +74,13 @@ pub(super) fn slices_hu(mu_per_mm: ndarray::ArrayView3<'_, f32>, mu_water_per_mm
     mu_per_mm.reversed_axes().as_standard_layout().mapv(|mu| hu(mu, mu_water_per_mm))
 }
 
+/// A difference of attenuations `[x][y][z]` in 1/mm as `[z][y][x]` in HU: 1000 for water's.
+pub(super) fn difference_hu(by_per_mm: ndarray::ArrayView3<'_, f32>, mu_water_per_mm: f64) -> Array3<i16> {
+    // `as` saturates.
+    let hu = |by: f32| (1000.0 * f64::from(by) / mu_water_per_mm).round() as i16;
+    by_per_mm.reversed_axes().as_standard_layout().mapv(hu)
+}
+
 impl Body {
     /// Reads or makes the object and averages it over the grid's cells.
     pub(super) fn new(options: &Options, subject: &Subject, threads: usize) -> Result<Self, CurateError> {

@@ -9,7 +9,9 @@ use super::body::BodyGeometry;
 use super::draw::{DegradedBy, ScanDraw};
 use crate::compute::Compute;
 use crate::compute::cpu::CpuCompute;
-use crate::reconstruct::optimise::{self, Budget, OptimiseError, OptimiseSettings, Recipe, USUAL_ITERATIONS};
+use crate::reconstruct::optimise::{
+    self, Budget, OptimiseError, OptimiseSettings, Recipe, ScanViews, USUAL_ITERATIONS, Unexplained,
+};
 use crate::reconstruct::{
     FdkAccumulator, FdkPlan, FdkSettings, Observer, OsSart, OsSartPlan, OsSartSettings, Progress, ReconstructError,
     StopRules, Unobserved,
@@ -60,6 +62,32 @@ pub(super) fn degrade(
         .map_err(|error| CurateError::subject(scan, error.to_string(), "this is a mistake in diffnr: report it"))
 }
 
+/// What the scan says that `volume` does not (see [`Unexplained`]); 1/mm, `[x][y][z]`.
+pub(super) fn unexplained(
+    compute: &mut CpuCompute,
+    scan: &str,
+    draw: &ScanDraw,
+    geometry: &BodyGeometry,
+    (projections, volume): (&Array3<f32>, &Array3<f32>),
+) -> Result<Array3<f32>, CurateError> {
+    let mut of = || -> Result<Vec<f32>, OptimiseError> {
+        let mut of_scan = Unexplained::new(&geometry.at(&draw.views), &geometry.grid, &settings_of(draw))?;
+        compute.prepare(&of_scan.plan().workload()).map_err(ReconstructError::from)?;
+        of_scan.load(&ScanViews::whole(projections.as_slice().unwrap_or(&[])))?;
+        let compute = &*compute;
+        compute.install(|| Ok(of_scan.of(compute, volume.as_slice().unwrap_or(&[]))?.to_vec()))
+    };
+    let values = of().map_err(|error| CurateError::of_scan(scan, error))?;
+    Array3::from_shape_vec(volume.raw_dim(), values)
+        .map_err(|error| CurateError::subject(scan, error.to_string(), "this is a mistake in diffnr: report it"))
+}
+
+fn settings_of(draw: &ScanDraw) -> OptimiseSettings {
+    let mut settings = OptimiseSettings { seed: draw.seed, ..OptimiseSettings::default() };
+    settings.data.photons = draw.photons.unwrap_or(f64::INFINITY);
+    settings
+}
+
 fn optimised(
     compute: &mut CpuCompute,
     draw: &ScanDraw,
@@ -68,8 +96,7 @@ fn optimised(
     stop_after: usize,
 ) -> Result<Vec<f32>, OptimiseError> {
     let grid = &geometry.grid;
-    let mut settings = OptimiseSettings { seed: draw.seed, ..OptimiseSettings::default() };
-    settings.data.photons = draw.photons.unwrap_or(f64::INFINITY);
+    let settings = settings_of(draw);
     let method = match draw.by {
         DegradedBy::Field(_) => optimise::Method::Field(FieldPlan::for_grid(grid, draw.seed)),
         _ => optimise::Method::Gaussians(GaussianPlan::for_grid(grid, None, draw.seed)),

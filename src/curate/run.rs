@@ -8,7 +8,7 @@ use ndarray::Axis;
 
 use super::body::Body;
 use super::catalogue::Catalogue;
-use super::degrade::degrade;
+use super::degrade::{degrade, unexplained};
 use super::draw::{self, ELECTRONIC_SIGMA, ScanDraw};
 use super::shard::{self, REFERENCE_FILE, Strings};
 use super::{CurateError, Options, PICTURE_FILE, Subject, picture};
@@ -182,13 +182,14 @@ fn make(
             }
             let scan = format!("{name}, scan {}", draw.index);
             let volume = degrade(compute, &scan, draw, &geometry, &projections)?;
+            let unexplained = unexplained(compute, &scan, draw, &geometry, (&projections, &volume))?;
             let file = shard::file_name(draw.index);
             let (sha256, made) = &mut job.scans[draw.index];
             let metadata = shard::write(
                 &job.folder.join(&file),
                 (options, subject, &body),
                 (draw, &geometry),
-                (&projections, &volume),
+                (&projections, &volume, &unexplained),
                 sha256,
             )?;
             progress(Progress::Made { path: &format!("{}/{file}", subject.folder()), metadata: &metadata });

@@ -7,7 +7,7 @@ use ndarray::{Array2, Array3, Axis};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::body::{Body, BodyGeometry, slices_hu};
+use super::body::{Body, BodyGeometry, difference_hu, slices_hu};
 use super::draw::{AngleLaw, DegradedBy, ELECTRONIC_SIGMA, ScanDraw};
 use super::{CurateError, FORMAT, Options, Subject, hex};
 use crate::formats::picture::Window;
@@ -120,11 +120,13 @@ pub(super) fn write(
     path: &Path,
     (options, subject, body): (&Options, &Subject, &Body),
     (draw, geometry): (&ScanDraw, &BodyGeometry),
-    (projections, volume): (&Array3<f32>, &Array3<f32>),
+    (projections, volume, unexplained): (&Array3<f32>, &Array3<f32>, &Array3<f32>),
     parameters_sha256: &str,
 ) -> Result<Strings, CurateError> {
     let scan = format!("{}, scan {}", subject.name, draw.index);
     let degraded = slices_hu(volume.view(), options.mu_water_per_mm);
+    // A difference: water's attenuation as 1000 HU, no offset.
+    let unexplained = difference_hu(unexplained.view(), options.mu_water_per_mm);
     let angles: Vec<f64> = draw.views.iter().map(|&view| geometry.angle_rad(view)).collect();
     // Options ask for at least two views.
     let pair = biplanar_pair(&angles).unwrap_or([0, 0]);
@@ -140,6 +142,11 @@ pub(super) fn write(
             name: "degraded_hu",
             shape: degraded.shape().to_vec(),
             values: Values::I16(degraded.as_slice().unwrap_or(&[])),
+        },
+        Tensor {
+            name: "unexplained_hu",
+            shape: unexplained.shape().to_vec(),
+            values: Values::I16(unexplained.as_slice().unwrap_or(&[])),
         },
         Tensor {
             name: "projections",

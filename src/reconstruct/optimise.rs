@@ -14,11 +14,15 @@
 //! of iterations to show an edge. A share of the squares is therefore taken of ramp-filtered residuals, `r' W^1/2 F W^1/2 r` with the
 //! response `F` of FDK's filter: the same volume explains the same views, but all frequencies come at about the same pace.
 //!
+//! **Aperture.** A pixel reads the mean over its width, the projector interpolates between voxels; the difference of the two blurs is taken out of
+//! the projections, and of the gradient on its way back.
+//!
 //! **Order.** The views are dealt out to subsets that each go round the whole circle; the subsets come in van der Corput's order. The last
 //! subset's rays and all others weigh the same over a round.
 //!
 //! [`OptimisePlan`] settles sizes, subsets, schedule; [`Optimiser`] takes all memory at once and allocates nothing afterwards.
 
+mod aperture;
 mod augment;
 mod budget;
 mod cost;
@@ -28,6 +32,7 @@ mod recipe;
 mod run;
 mod scan;
 mod slice_fixer;
+mod unexplained;
 mod views;
 mod weights;
 
@@ -39,6 +44,7 @@ pub use recipe::{Method, Recipe, USUAL_ITERATIONS};
 pub use run::{Optimiser, Outcome};
 pub use scan::ScanViews;
 pub use slice_fixer::SliceFixing;
+pub use unexplained::Unexplained;
 
 use crate::compute::Workload;
 use crate::compute::losses::LossWorkload;
@@ -92,6 +98,8 @@ pub struct OptimiseSettings {
     /// Share of the data's loss, 0 to 1, that counts residuals by their frequency along the detector's rows, as the ramp filter does: see
     /// the module's documentation.
     pub sharpness: f32,
+    /// Whether projections take the pixels' width and the projector's own blur into account (see the source of `aperture`).
+    pub aperture: bool,
     /// Repair and augment; `None`: without.
     pub augment: Option<AugmentSettings>,
     /// Seed of every random choice.
@@ -111,6 +119,7 @@ impl Default for OptimiseSettings {
             hold_back_one_in: 0,
             patience: 0.2,
             sharpness: 0.97,
+            aperture: true,
             augment: None,
             seed: 0,
         }

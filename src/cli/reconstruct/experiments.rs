@@ -14,7 +14,8 @@ pub(super) struct Varied<'a> {
 }
 
 /// Names of the loop's.
-const LOOP: [&str; 10] = [
+const LOOP: [&str; 11] = [
+    "aperture",
     "tv_epsilon_per_mm",
     "model_error",
     "squares",
@@ -92,6 +93,7 @@ impl Varied<'_> {
             "approach_iterations" => settings.approach_iterations = whole,
             "fit_iterations" => settings.fit_iterations = whole,
             "views_per_iteration" => settings.views_per_iteration = whole,
+            "aperture" => settings.aperture = value != 0.0,
             "sharpness" => settings.sharpness = single,
             "patience" => settings.patience = value,
             _ => return false,

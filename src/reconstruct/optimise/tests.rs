@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::compute::Operations;
 use crate::compute::cpu::CpuCompute;
+use crate::compute::{Compute, Operations};
 use crate::reconstruct::test_scan::{error, grid, noise, object, orbit, project};
 use crate::reconstruct::{Observer, Progress, StopReason, Unobserved};
 use crate::represent::field::FieldPlan;
@@ -270,5 +270,39 @@ fn curvature_is_what_the_gradient_changes_by() {
         // Float32 sums over 36 x 40 x 5 rays and 11 520 voxels.
         assert!((changed - curvature).abs() < 1e-3 * curvature, "{sharpness}: {changed} {curvature}");
         assert!(curvature > 0.0);
+    }
+}
+
+#[test]
+fn what_a_volume_lacks_is_unexplained() {
+    let (grid, views) = (grid(), 11);
+    let (whole, nothing) = (object(&grid), vec![0.0; grid.len()]);
+    let half: Vec<f32> = whole.iter().map(|mu| 0.5 * mu).collect();
+    // Readings of the projector itself: the aperture is another thing.
+    let line_integrals = project(&geometry(views), &whole);
+    let unexplained = |views_per_iteration: usize, volume: &[f32]| {
+        let settings = OptimiseSettings { views_per_iteration, aperture: false, ..settings() };
+        let mut of_scan = Unexplained::new(&geometry(views), &grid, &settings).unwrap();
+        let mut compute = CpuCompute::new(2).unwrap();
+        compute.prepare(&of_scan.plan().workload()).unwrap();
+        of_scan.load(&ScanViews::whole(&line_integrals)).unwrap();
+        of_scan.of(&compute, volume).unwrap().to_vec()
+    };
+    let all = unexplained(views, &nothing);
+    // Of an empty volume it is the object, streaks and the weights' bias aside: as an FDK volume of eleven views.
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let scale = dot(&all, &whole) / dot(&whole, &whole);
+    assert!((0.6..1.4).contains(&scale), "{scale}");
+    assert!(dot(&all, &whole) > 0.8 * (dot(&all, &all) * dot(&whole, &whole)).sqrt());
+    // It is linear, and nothing is left of the object itself, to float32 sums of 40 pixels a row.
+    let largest = all.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+    for (volume, share) in [(&half, 0.5), (&whole, 0.0)] {
+        for (part, all) in unexplained(views, volume).iter().zip(&all) {
+            assert!((part - share * all).abs() < 1e-4 * largest, "{part} {all}");
+        }
+    }
+    // Subsets add up to the same.
+    for (part, all) in unexplained(4, &nothing).iter().zip(&all) {
+        assert!((part - all).abs() < 1e-4 * largest, "{part} {all}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::aperture::Aperture;
 use super::prior::{shipped, views_mm2};
 use super::weights::{is_held_back, weight};
 use super::{OptimiseError, OptimisePlan, ScanViews};
@@ -41,6 +42,7 @@ pub(super) struct MeasuredViews {
     projections: Vec<f32>,
     by_projections: Vec<f32>,
     ramp: RampFilter,
+    aperture: Option<Aperture>,
     largest_measured: f32,
     /// What the views that are there weigh in a voxel, mm^2.
     pub(super) weight_mm2: f32,
@@ -64,6 +66,7 @@ impl MeasuredViews {
             projections: floats("optimise projections of a subset", subset)?,
             by_projections: floats("optimise gradient by the projections", subset)?,
             ramp: RampFilter::new(plan.subsets[0].detector.columns, Window::RamLak, 1.0),
+            aperture: plan.settings.aperture.then(|| Aperture::of(&plan.subsets[0], &plan.grid)),
             largest_measured: 0.0,
             weight_mm2: 0.0,
             prior_mm: 0.0,
@@ -165,6 +168,10 @@ impl MeasuredViews {
             return Ok(Judged::Interrupted);
         }
         compute.forward_project(geometry, grid, volume, projections)?;
+        let aperture = &self.aperture;
+        if let Some(aperture) = aperture {
+            aperture.apply(geometry.detector, projections, by_projections);
+        }
         // The operation means over pixels; here the sum over all views counts, of which this subset is a part.
         let pixels = count as f32 * (self.views as f32 / geometry.views.len() as f32);
         let loss = ImageLoss {
@@ -192,6 +199,9 @@ impl MeasuredViews {
         if observer.interrupts() {
             return Ok(Judged::Interrupted);
         }
+        if let Some(aperture) = aperture {
+            aperture.apply(geometry.detector, by_projections, projections);
+        }
         compute.back_project_matched(geometry, grid, by_projections, by_volume)?;
         if settings.tv_mm > 0.0 {
             let variation = TotalVariation::on(grid, settings.tv_epsilon_per_mm);
@@ -201,6 +211,48 @@ impl MeasuredViews {
             compute.add_experts_gradient(shipped(), grid.voxels, self.prior_mm, volume, by_volume)?;
         }
         Ok(if observer.interrupts() { Judged::Interrupted } else { Judged::Residual(residual) })
+    }
+
+    /// What the views find in the scan and not in `volume`, as attenuation in 1/mm: their residuals, weighed and ramp-filtered, brought back and taken by
+    /// what the views weigh; of the order of an FDK volume of the residuals. `work` is a volume, of use only where there are several subsets.
+    pub(super) fn unexplained(
+        &mut self,
+        compute: &dyn Operations,
+        volume: &[f32],
+        unexplained: &mut [f32],
+        work: &mut [f32],
+    ) -> Result<(), OptimiseError> {
+        let (plan, mut before, mut begun) = (&self.plan, 0, false);
+        for (planned, geometry) in plan.subsets.iter().zip(&self.subsets) {
+            let (from, count) = (before * plan.pixels(), geometry.projection_len());
+            before += planned.views.len();
+            if geometry.views.is_empty() {
+                continue;
+            }
+            let (measured, weights) = (&self.measured[from..][..count], &self.weights[from..][..count]);
+            let (projections, residuals) = (&mut self.projections[..count], &mut self.by_projections[..count]);
+            compute.forward_project(geometry, &plan.grid, volume, projections)?;
+            if let Some(aperture) = &self.aperture {
+                aperture.apply(geometry.detector, projections, residuals);
+            }
+            for (((residual, m), p), w) in residuals.iter_mut().zip(measured).zip(&*projections).zip(weights) {
+                *residual = w * (m - p);
+            }
+            sharpen(compute, &self.ramp, 1.0, weights, residuals, projections)?;
+            let part = if begun { &mut *work } else { &mut *unexplained };
+            compute.back_project_matched(geometry, &plan.grid, residuals, part)?;
+            if begun {
+                unexplained.iter_mut().zip(&*work).for_each(|(sum, part)| *sum += part);
+            }
+            begun = true;
+        }
+        if begun {
+            let share = 1.0 / self.weight_mm2.max(f32::MIN_POSITIVE);
+            unexplained.iter_mut().for_each(|value| *value *= share);
+        } else {
+            unexplained.fill(0.0);
+        }
+        Ok(())
     }
 
     /// Second derivative of the data's loss along `direction`, by the views of this turn: `d' A' F A d`.
@@ -217,6 +269,9 @@ impl MeasuredViews {
         let weights = &self.weights[from..][..count];
         let (projections, work) = (&mut self.projections[..count], &mut self.by_projections[..count]);
         compute.forward_project(geometry, &plan.grid, direction, projections)?;
+        if let Some(aperture) = &self.aperture {
+            aperture.apply(geometry.detector, projections, work);
+        }
         // Once weighed and filtered, once as it is: their product is the quadratic form.
         for ((weighed, p), w) in work.iter_mut().zip(&*projections).zip(weights) {
             *weighed = w * p;
