@@ -82,7 +82,7 @@ def train_sd_turbo(given: argparse.Namespace, say) -> Path:
             raise data.DataError(f"--{option.replace('_', '-')} is no option of --model sd-turbo")
     if given.weights is None:
         raise data.DataError("--model sd-turbo needs --weights FOLDER: the pretrained weights (models/README.md)")
-    shape = SdTurboShape(enlarge=given.enlarge or 2, skips=not given.no_skips)
+    shape = SdTurboShape(enlarge=2 if given.enlarge is None else given.enlarge, skips=not given.no_skips)
     return sd_turbo_train.train(given.pairs, given.out, given.weights, shape, chosen(SdTurboOptions, given), given.device, given.minutes, say)
 
 

@@ -36,7 +36,7 @@ class SdTurboShape:
     enlarge: int = 2
     # Ablation.
     skips: bool = True
-    # SHA-256 of the weights that the rest was trained beside.
+    # SHA-256 of the parts that the rest was trained beside.
     weights: dict = field(default_factory=dict)
 
     def as_dict(self) -> dict:
@@ -60,7 +60,7 @@ class SdTurbo(SliceFixer):
         _, _, peft = packages()
         self.shape = shape
         factor = 2 ** (len(vae.config.block_out_channels) + len(unet.config.block_out_channels) - 2)
-        if factor % shape.enlarge:
+        if shape.enlarge < 1 or factor % shape.enlarge:
             raise DataError(f"enlarge = {shape.enlarge}: must divide {factor}")
         self.multiple = factor // shape.enlarge
         for module in (unet, vae, views):
@@ -95,7 +95,7 @@ class SdTurbo(SliceFixer):
         found = weights.fingerprint()
         for part, known in shape.weights.items():
             if found[part] != known:
-                raise DataError(f"{folder / part}: other weights than those that this model was trained beside (SHA-256 {found[part][:12]}, then {known[:12]})")
+                raise DataError(f"{folder / part}: other weights or settings than those that this model was trained beside ({found[part][:12]}, then {known[:12]})")
         shape = SdTurboShape(**(shape.as_dict() | {"weights": found}))
         unet = weights.model("unet", diffusers.UNet2DConditionModel, "diffusion_pytorch_model")
         vae = weights.model("vae", diffusers.AutoencoderKL, "diffusion_pytorch_model")

@@ -119,7 +119,11 @@ class Discriminator(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        head = lambda: nn.Sequential(nn.LayerNorm(width), spectral_norm(nn.Linear(width, 128)), nn.LeakyReLU(0.2), spectral_norm(nn.Linear(128, 1)))  # noqa: E731
+
+        def head() -> nn.Module:
+            first, second = spectral_norm(nn.Linear(width, 128)), spectral_norm(nn.Linear(128, 1))
+            return nn.Sequential(nn.LayerNorm(width), first, nn.LeakyReLU(0.2), second)
+
         self.heads = nn.ModuleList(head() for _ in range(3))
 
     def forward(self, tokens: list[torch.Tensor]) -> torch.Tensor:

@@ -34,7 +34,7 @@ class SdTurboOptions:
 # May change when a training goes on.
 FREE = ("every_s", "validate_every")
 
-# Steps over which the rate rises.
+# Steps over which the rate rises, at most a tenth of all.
 RISE = 200
 
 
@@ -91,7 +91,7 @@ def train(folder: Path, out: Path, weights: Path, shape: SdTurboShape, options: 
         batch = sampler.draw(step)
         for rates in (optimiser, against) if against else (optimiser,):
             for group in rates.param_groups:
-                group["lr"] = options.rate * min(1.0, (step + 1) / RISE)
+                group["lr"] = options.rate * min(1.0, (step + 1) / min(RISE, options.steps / 10 + 1))
         scan = data.Scan(batch.scan.projections.to(device), batch.scan.anatomy.to(device))
         target, inside = batch.target.to(device), batch.inside.to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=torch.device(device).type == "cuda"):

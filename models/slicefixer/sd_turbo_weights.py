@@ -19,8 +19,11 @@ from torch import nn
 
 from .data import DataError
 
-# Parts of the model (not of its losses), and the file of each that says which weights they are.
-PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "rad-dino": "model"}
+# Parts of the model (not of its losses), and the stem of each one's weights.
+PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "rad-dino": "model", "tokenizer": "", "scheduler": ""}
+
+# What else decides about a part's result.
+SETTINGS = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "scheduler_config.json", "preprocessor_config.json")
 
 WHERE = "give the folder of stabilityai/sd-turbo with microsoft/rad-dino as rad-dino in it (models/README.md)"
 
@@ -76,11 +79,16 @@ class Weights:
             raise DataError(f"{path}: {error}") from error
 
     def fingerprint(self) -> dict[str, str]:
-        """SHA-256 of each part's weights: LoRA belongs to the weights that it was trained beside."""
+        """SHA-256 of each part's weights and settings: LoRA belongs to what it was trained beside."""
         found = {}
         for part, stem in PARTS.items():
-            with self.tensors(part, stem).open("rb") as file:
-                found[part] = hashlib.file_digest(file, "sha256").hexdigest()
+            paths = ([self.tensors(part, stem)] if stem else []) + [self.folder / part / name for name in SETTINGS]
+            digest = hashlib.sha256()
+            for path in paths:
+                if path.is_file():
+                    with path.open("rb") as file:
+                        digest.update(hashlib.file_digest(file, "sha256").digest())
+            found[part] = digest.hexdigest()
         return found
 
     def tokenizer(self, part: str, what: str = WHERE):

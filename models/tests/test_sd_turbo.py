@@ -212,6 +212,12 @@ def test_everything_that_it_is_told_or_learns_has_an_effect(weights, what):
         assert (model(slices, scan, plane, height) - before).abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("enlarge", [0, 3])
+def test_an_enlargement_that_does_not_divide_is_refused(weights, enlarge):
+    with pytest.raises(DataError, match=f"enlarge = {enlarge}: must divide 16"):
+        SdTurbo.load(weights, SdTurboShape(heads=2, enlarge=enlarge))
+
+
 def test_prompts_name_the_anatomy():
     assert prompt("chest") == "remove artifacts for this chest CT slice"
     assert prompt("other") == "remove artifacts for this CT slice"
@@ -300,6 +306,11 @@ def test_the_checkpoint_gives_the_model_again_adapter_and_all(weights, pairs, tm
     save_torch(tensors, path, metadata={"format": "pt"})
     with pytest.raises(DataError, match="unet: other weights"):
         model_of(checkpoint, other)
+    shutil.copy(weights / "unet/diffusion_pytorch_model.safetensors", path)
+    assert torch.equal(model_of(checkpoint, other).trained()["plane"], checkpoint.averaged["plane"])
+    (other / "rad-dino/preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4] * 3, "image_std": [0.25] * 3}))
+    with pytest.raises(DataError, match="rad-dino: other weights or settings"):
+        model_of(checkpoint, other)
 
 
 def test_the_graphs_give_what_the_model_gives(weights):
@@ -341,9 +352,8 @@ def test_from_the_command_line_to_graphs_and_manifest(weights, pairs, tmp_path, 
         run(arguments().parse_args([str(word) for word in words]))
         return capsys.readouterr().out
 
-    shown = command(
-        "train", pairs, "-o", tmp_path / "run", "--model", "sd-turbo", "--weights", weights, "--steps", 2, "--batch", 1, "--device", "cpu", "--losses", "ssim,l2"
-    )
+    where = (pairs, "-o", tmp_path / "run", "--weights", weights, "--device", "cpu")
+    shown = command("train", *where, "--model", "sd-turbo", "--steps", 2, "--batch", 1, "--losses", "ssim,l2")
     assert "losses: l2, ssim" in shown and "checkpoint.pt" in shown
     checkpoint = tmp_path / "run/checkpoint.pt"
     rows = json.loads(command("validate", pairs, checkpoint, "--weights", weights, "--planes", "axial", "--device", "cpu", "--json"))
@@ -431,7 +441,9 @@ def test_damaged_weights_are_refused_and_never_filled_up_with_random_ones(weight
         SdTurbo.load(folder, SHAPE)
 
 
-@pytest.mark.parametrize("loss, gone", [("lpips", "lpips/vgg16.pth"), ("lpips", "lpips/vgg.pth"), ("clip", "clip/model.safetensors"), ("gan", "clip/config.json")])
+@pytest.mark.parametrize(
+    "loss, gone", [("lpips", "lpips/vgg16.pth"), ("lpips", "lpips/vgg.pth"), ("clip", "clip/model.safetensors"), ("gan", "clip/config.json")]
+)
 def test_a_loss_without_its_network_is_refused_by_the_name_of_the_file(weights, tmp_path, loss, gone):
     folder = tmp_path / "weights"
     shutil.copytree(weights, folder)

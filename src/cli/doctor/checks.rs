@@ -139,7 +139,7 @@ fn of_provider(provider: Provider, library: Option<&Library>) -> Check {
         Provider::TensorRt => (
             "provider_tensorrt",
             "  TensorRT",
-            "make onnxruntime ONNXRUNTIME=onnxruntime-gpu==1.31.1, pip install 'tensorrt-cu13<11', and its folder in LD_LIBRARY_PATH",
+            "make onnxruntime ONNXRUNTIME=onnxruntime-gpu==1.31.1; CUDA 13 with cuDNN 9 and TensorRT 10 (pip install 'tensorrt-cu13<11') in LD_LIBRARY_PATH",
         ),
         Provider::TensorRtRtx => (
             "provider_tensorrt_rtx",
@@ -149,7 +149,7 @@ fn of_provider(provider: Provider, library: Option<&Library>) -> Check {
         Provider::Cuda => (
             "provider_cuda",
             "  CUDA",
-            "make onnxruntime ONNXRUNTIME=onnxruntime-gpu==1.31.1, with CUDA 13 and cuDNN 9 in LD_LIBRARY_PATH",
+            "make onnxruntime ONNXRUNTIME=onnxruntime-gpu==1.31.1; CUDA 13 (cuBLAS, cuFFT, cuRAND) with cuDNN 9 in LD_LIBRARY_PATH",
         ),
         Provider::Cpu => ("provider_cpu", "  CPU", "another ONNX Runtime: make onnxruntime"),
     };
