@@ -70,9 +70,9 @@ MODELS_PYTHON := $(if $(wildcard .venv-models/bin/python),$(CURDIR)/.venv-models
 
 test-models:
 	@if $(MODELS_PYTHON) -c "import torch, onnx, onnxscript, onnxruntime, safetensors, pytest" 2>/dev/null; then \
-	    cd models && $(MODELS_PYTHON) -m pytest -q tests; \
+	    cd models && $(MODELS_PYTHON) -m pytest -q -rs tests; \
 	else \
-	    echo "SKIPPED: the tests of models/ (PyTorch is not there: python3 -m venv .venv-models && .venv-models/bin/pip install -e models[test])"; \
+	    echo "SKIPPED: the tests of models/ (PyTorch is not there: python3 -m venv .venv-models && .venv-models/bin/pip install -e models[test,sd-turbo])"; \
 	fi
 
 lint:

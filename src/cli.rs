@@ -10,6 +10,7 @@ macro_rules! say {
 }
 
 mod curate;
+mod doctor;
 mod evaluate;
 mod plan;
 mod reconstruct;
@@ -53,6 +54,8 @@ enum Command {
     Watch(watch::Arguments),
     /// Print schedule and memory budget of a settings file
     Plan(plan::Arguments),
+    /// Say what this machine can run, and what to install for more
+    Doctor(doctor::Arguments),
 }
 
 /// A command's failure: what to tell the user and the exit code to end with (see [`crate::error::exit`]).
@@ -95,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::Replay(arguments) => replay::run(arguments),
         Command::Watch(arguments) => watch::run(arguments),
         Command::Plan(arguments) => plan::run(arguments),
+        Command::Doctor(arguments) => doctor::run(arguments),
     };
     match outcome {
         Ok(()) => ExitCode::from(exit::OK),

@@ -13,6 +13,7 @@
 //! | [`manifest`] | what a model takes and gives; a model that differs is refused by the name of what differs |
 //! | [`library`] | finds and loads ONNX Runtime, once a process |
 //! | [`providers`] | execution providers one by one, refusals kept, what really got the nodes |
+//! | [`probe`], [`gpu`] | what a machine has, without a model: for `diffnr doctor` |
 //! | [`session`] | the model in memory, its buffers, warm-up |
 //! | [`conditioning`] | the two views and the part of the body that a scan is known by |
 //! | [`volume`] | volume ▶ slices ▶ pseudo-reference |
@@ -25,9 +26,10 @@
 
 pub mod conditioning;
 mod error;
-mod gpu;
+pub mod gpu;
 pub mod library;
 pub mod manifest;
+pub mod probe;
 pub mod providers;
 mod raw;
 pub mod session;

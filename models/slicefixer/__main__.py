@@ -11,6 +11,7 @@ import torch
 from . import data
 from .checkpoint import load, model_of
 from .compact import CompactShape
+from .sd_turbo_train import SdTurboOptions
 from .train import Options, train
 from .validate import validate
 
@@ -24,13 +25,15 @@ SHAPES = {
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="slicefixer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    learn = commands.add_parser("train", help="train the compact model on pairs of `diffnr curate`")
+    learn = commands.add_parser("train", help="train a model on pairs of `diffnr curate`")
     learn.add_argument("pairs", type=Path, help="folder that `diffnr curate -o` wrote")
     learn.add_argument("-o", "--out", type=Path, required=True, help="folder for the checkpoint; one that is there is gone on from")
-    learn.add_argument("--shape", choices=SHAPES, default="usual")
+    learn.add_argument("--model", choices=("compact", "sd-turbo"), default="compact")
+    learn.add_argument("--shape", choices=SHAPES, help="of the compact model [usual]")
+    learn.add_argument("--enlarge", type=int, help="sd-turbo: slices are enlarged so many times, 512 pixels are what it knows [2]")
     learn.add_argument("--minutes", type=float, help="stop after so long; the same command goes on later")
-    for option in fields(Options):
-        learn.add_argument("--" + option.name.replace("_", "-"), type=option.type, default=option.default, help=f"[{option.default}]")
+    for name, (kind, usual) in options_of_models().items():
+        learn.add_argument("--" + name.replace("_", "-"), type=kind, help=usual)
     learn.add_argument("--no-skips", action="store_true", help="ablation: no skips from encoder to decoder")
     learn.add_argument("--no-conditioning", action="store_true", help="ablation: the model is told nothing of the scan")
     check = commands.add_parser("validate", help="PSNR and SSIM before and after repair on the validation split")
@@ -41,32 +44,72 @@ def arguments() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true")
     write = commands.add_parser("export", help="ONNX graphs and their manifest")
     write.add_argument("checkpoint", type=Path)
-    write.add_argument("-o", "--out", type=Path, required=True, help="folder for slicefixer-compact*.onnx and manifest.toml")
+    write.add_argument("-o", "--out", type=Path, required=True, help="folder for slicefixer-*.onnx and manifest.toml")
+    for command in (learn, check, write):
+        command.add_argument("--weights", type=Path, help="sd-turbo: folder of the pretrained weights (models/README.md)")
     for command in (learn, check):
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         command.add_argument("--threads", type=int, default=0, help="CPU threads [all]")
     return parser
 
 
+def options_of_models() -> dict[str, tuple[type, str]]:
+    """Type and help of every option of a training; defaults are each model's own."""
+    found: dict[str, tuple[type, str]] = {}
+    for model, kind in (("compact", Options), ("sd-turbo", SdTurboOptions)):
+        for option in fields(kind):
+            before = found.get(option.name, (option.type, ""))[1]
+            found[option.name] = (option.type, f"{before}{', ' if before else ''}{model} [{option.default}]")
+    return found
+
+
+def chosen(kind: type, given: argparse.Namespace):
+    """The options of a kind of training; one that belongs to the other is refused."""
+    own = {option.name for option in fields(kind)}
+    told = {name: getattr(given, name) for name in options_of_models() if getattr(given, name) is not None}
+    alien = sorted(set(told) - own)
+    if alien:
+        raise data.DataError(f"--{alien[0].replace('_', '-')} is no option of --model {given.model}")
+    return kind(**told)
+
+
+def train_sd_turbo(given: argparse.Namespace, say) -> Path:
+    from . import sd_turbo_train
+    from .sd_turbo import SdTurboShape
+
+    for option in ("shape", "no_conditioning"):
+        if getattr(given, option):
+            raise data.DataError(f"--{option.replace('_', '-')} is no option of --model sd-turbo")
+    if given.weights is None:
+        raise data.DataError("--model sd-turbo needs --weights FOLDER: the pretrained weights (models/README.md)")
+    shape = SdTurboShape(enlarge=2 if given.enlarge is None else given.enlarge, skips=not given.no_skips)
+    return sd_turbo_train.train(given.pairs, given.out, given.weights, shape, chosen(SdTurboOptions, given), given.device, given.minutes, say)
+
+
 def run(given: argparse.Namespace) -> None:
     if getattr(given, "threads", 0):
         torch.set_num_threads(given.threads)
     if given.command == "train":
-        shape = SHAPES[given.shape].as_dict() | {"skips": not given.no_skips, "conditioned": not given.no_conditioning}
-        options = Options(**{option.name: getattr(given, option.name) for option in fields(Options)})
         say = lambda line: print(line, flush=True)  # noqa: E731
-        path = train(given.pairs, given.out, CompactShape.from_dict(shape), options, given.device, given.minutes, say)
+        if given.model == "sd-turbo":
+            path = train_sd_turbo(given, say)
+        else:
+            for option in ("weights", "enlarge"):
+                if getattr(given, option) is not None:
+                    raise data.DataError(f"--{option} is no option of --model compact")
+            shape = SHAPES[given.shape or "usual"].as_dict() | {"skips": not given.no_skips, "conditioned": not given.no_conditioning}
+            path = train(given.pairs, given.out, CompactShape.from_dict(shape), chosen(Options, given), given.device, given.minutes, say)
         print(f"wrote {path}")
     elif given.command == "validate":
         from .model import PLANES
 
         planes = tuple(PLANES.index(name) for name in given.planes.split(","))
-        table = validate(model_of(load(given.checkpoint)).to(given.device), data.shards(given.pairs, given.split), given.device, planes)
+        table = validate(model_of(load(given.checkpoint), given.weights).to(given.device), data.shards(given.pairs, given.split), given.device, planes)
         print(json.dumps([row.__dict__ for row in table.rows]) if given.json else table.markdown())
     else:
         from .export import export
 
-        print("\n".join(f"wrote {path}" for path in export(given.checkpoint, given.out)))
+        print("\n".join(f"wrote {path}" for path in export(given.checkpoint, given.out, given.weights)))
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from .compact import Compact, CompactShape
+from .model import SliceFixer
 
 
 @dataclass
@@ -30,8 +31,12 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
 
 
-def model_of(checkpoint: Checkpoint) -> Compact:
-    """The averaged model, ready to repair."""
+def model_of(checkpoint: Checkpoint, weights: Path | None = None) -> SliceFixer:
+    """The averaged model, ready to repair. `weights`: folder of the pretrained weights of an sd-turbo model."""
+    if checkpoint.kind == "sd-turbo":
+        from .sd_turbo import of_checkpoint
+
+        return of_checkpoint(checkpoint, weights)
     model = Compact(CompactShape.from_dict(checkpoint.shape))
     model.load_state_dict(checkpoint.averaged)
     return model.eval()

@@ -13,9 +13,16 @@ from torch import nn
 
 from .checkpoint import load, model_of
 from .compact import PROJECTION
+from .data import DataError
 from .model import ANATOMIES, ANATOMY_OF_NAME, PLANES, Scan, SliceFixer
 
 OPSET = 18
+
+# A protobuf message, which a graph is, cannot be longer. `diffnr` reads graphs of one file, with no data outside.
+MOST_BYTES = 2**31 - 1
+
+# Models with more values (in fp32 twice this) are written with their data outside on the way, and joined once the weights are halved.
+MOST_VALUES_INSIDE = MOST_BYTES // 5
 
 # Initialisers with fewer values stay fp32: they cost nothing, and among them are constants of the graph itself.
 LEAST_HALVED = 64
@@ -45,6 +52,7 @@ def graph(module: nn.Module, inputs: dict[str, torch.Tensor], output: str, dynam
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
         path = Path(folder) / "graph.onnx"
+        outside = sum(p.numel() for p in module.parameters()) > MOST_VALUES_INSIDE
         torch.onnx.export(
             module,
             tuple(inputs.values()),
@@ -54,7 +62,7 @@ def graph(module: nn.Module, inputs: dict[str, torch.Tensor], output: str, dynam
             opset_version=OPSET,
             dynamo=True,
             dynamic_shapes=tuple(shapes.get(name) for name in inputs) if shapes else None,
-            external_data=False,
+            external_data=outside,
             verbose=False,
         )
         model = onnx.load(path)
@@ -100,6 +108,14 @@ def halve(model: onnx.ModelProto) -> None:
     model.graph.node.extend(casts + nodes)
 
 
+def check_size(model: onnx.ModelProto, name: str) -> None:
+    """Refuses what no single file can hold."""
+    # Not ByteSize(), which fails itself beyond the limit. Weights are all but a thousandth of it.
+    size = sum(len(weight.raw_data) for weight in model.graph.initializer)
+    if size > MOST_BYTES * 0.999:
+        raise DataError(f"{name} would have {size} bytes of weights, one file holds {MOST_BYTES}, and diffnr reads graphs of one file")
+
+
 def graphs(model: SliceFixer) -> dict[str, onnx.ModelProto]:
     """Role (`condition`, `repair`) to graph."""
     # Sizes unlike each other and unlike 1, so that none is taken for a constant.
@@ -139,12 +155,12 @@ def shape_of(value: onnx.ValueInfoProto) -> list[int | str]:
 TYPES = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64"}
 
 
-def manifest(model: SliceFixer, files: dict[str, tuple[Path, onnx.ModelProto]], training: dict) -> str:
+def manifest(name: str, model: SliceFixer, files: dict[str, tuple[Path, onnx.ModelProto]], training: dict) -> str:
     """What a runtime checks before it trusts a model (DESIGN.md: refused by the name of what differs)."""
     lines = [
         "# What these graphs take and give; a runtime refuses a model that differs. Made by `python -m slicefixer export`.",
         "format = 1",
-        'name = "slicefixer-compact"',
+        f"name = {toml_value(name)}",
         f"opset = {OPSET}",
         f"# HU that become -1 and 1; linear, nothing is clipped.\nwindow_hu = {toml_value([model.window.low, model.window.high])}",
         f"# A slice stands between so many others on each side.\nneighbours = {model.neighbours}",
@@ -165,20 +181,25 @@ def manifest(model: SliceFixer, files: dict[str, tuple[Path, onnx.ModelProto]], 
     return "\n".join(lines) + "\n"
 
 
-def export(checkpoint: Path, out: Path) -> list[Path]:
-    """Writes both graphs and manifest.toml; returns their paths."""
+def export(checkpoint: Path, out: Path, weights: Path | None = None) -> list[Path]:
+    """Writes both graphs and manifest.toml; returns their paths. `weights`: the pretrained weights of an sd-turbo model."""
     trained = load(checkpoint)
-    model = model_of(trained)
+    model = model_of(trained, weights)
+    parameters = sum(p.numel() for p in model.parameters())
+    if trained.kind == "sd-turbo":
+        model = model.merged()
+    name = f"slicefixer-{trained.kind}"
     out.mkdir(parents=True, exist_ok=True)
     files = {}
     for role, proto in graphs(model).items():
         halve(proto)
+        path = out / (f"{name}.onnx" if role == "repair" else f"{name}-{role}.onnx")
+        check_size(proto, path.name)
         onnx.checker.check_model(proto, full_check=True)
-        path = out / ("slicefixer-compact.onnx" if role == "repair" else f"slicefixer-compact-{role}.onnx")
         onnx.save(proto, path)
         files[role] = (path, proto)
-    options = {key: value for key, value in trained.options.items() if key in ("seed", "batch", "rate", "ssim_weight")}
-    training = {"steps": trained.step, **options, "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__.split("+")[0]}
+    options = {key: value for key, value in trained.options.items() if key in ("seed", "batch", "rate", "ssim_weight", "losses")}
+    training = {"steps": trained.step, **options, "parameters": parameters, "torch": torch.__version__.split("+")[0]}
     path = out / "manifest.toml"
-    path.write_text(manifest(model, files, training))
+    path.write_text(manifest(name, model, files, training))
     return [*(path for path, _ in files.values()), path]

@@ -155,8 +155,8 @@ pub(super) struct Setting<'a> {
     pub(super) model_sha256: [u8; 32],
     /// Engines and timings are kept here, in a folder for each model, ONNX Runtime, TensorRT and GPU.
     pub(super) cache_folder: Option<&'a Path>,
-    /// Slices, rows and columns: smallest, usual, largest.
-    pub(super) profiles: [[usize; 3]; 3],
+    /// Slices, rows and columns: smallest, usual, largest; `None` for a graph whose shapes are fixed.
+    pub(super) profiles: Option<[[usize; 3]; 3]>,
     /// Slices that the model sees at once.
     pub(super) channels: usize,
     /// Shape of the context.
@@ -165,13 +165,13 @@ pub(super) struct Setting<'a> {
 
 impl Setting<'_> {
     /// `slices:8x3x128x128,context:1x136x96,...` of the given profile.
-    fn shapes(&self, profile: usize) -> String {
-        let [batch, rows, columns] = self.profiles[profile];
+    fn shapes(&self, profile: usize) -> Option<String> {
+        let [batch, rows, columns] = self.profiles?[profile];
         let [tokens, width] = self.context;
-        format!(
+        Some(format!(
             "slices:{batch}x{}x{rows}x{columns},context:1x{tokens}x{width},plane:{batch},height:{batch}",
             self.channels
-        )
+        ))
     }
 
     /// The folder of this model on this machine. Engines die with any change of these, and must never be taken for another's.
@@ -216,13 +216,10 @@ fn registered(provider: &impl ExecutionProvider, mut builder: SessionBuilder) ->
 }
 
 fn tensorrt(builder: SessionBuilder, library: &Library, setting: &Setting<'_>) -> Result<SessionBuilder, String> {
-    let mut tensorrt = ep::TensorRT::default()
-        .with_device_id(0)
-        .with_fp16(true)
-        .with_layer_norm_fp32_fallback(true)
-        .with_profile_min_shapes(setting.shapes(0))
-        .with_profile_opt_shapes(setting.shapes(1))
-        .with_profile_max_shapes(setting.shapes(2));
+    let mut tensorrt = ep::TensorRT::default().with_device_id(0).with_fp16(true).with_layer_norm_fp32_fallback(true);
+    if let (Some(min), Some(opt), Some(max)) = (setting.shapes(0), setting.shapes(1), setting.shapes(2)) {
+        tensorrt = tensorrt.with_profile_min_shapes(min).with_profile_opt_shapes(opt).with_profile_max_shapes(max);
+    }
     let folder = setting.cache(library);
     if let Some(folder) = &folder {
         std::fs::create_dir_all(folder)
@@ -264,7 +261,9 @@ fn tensorrt_rtx(builder: SessionBuilder, library: &Library, setting: &Setting<'_
     let options: Vec<(String, String)> = ["min", "opt", "max"]
         .into_iter()
         .enumerate()
-        .map(|(profile, name)| (format!("{own}.nv_profile_{name}_shapes"), setting.shapes(profile)))
+        .filter_map(|(profile, name)| {
+            setting.shapes(profile).map(|shapes| (format!("{own}.nv_profile_{name}_shapes"), shapes))
+        })
         .collect();
     let devices = environment.devices().filter(|device| device.ep().is_ok_and(|name| name == own)).take(1);
     builder.with_devices(devices, Some(&options)).map_err(|error| one_line(error.message()))

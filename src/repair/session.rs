@@ -12,7 +12,7 @@ use ort::value::Tensor;
 
 use super::conditioning::{self, Conditioning};
 use super::library::{self, Library};
-use super::manifest::{GraphContract, Manifest, Plane};
+use super::manifest::{Manifest, Plane};
 use super::providers::{self, Demand, Provider, Providers, Setting};
 use super::slices::Layout;
 use super::watchdog::Watchdog;
@@ -134,19 +134,19 @@ impl SliceFixer {
             threads => threads,
         };
         // A few milliseconds, once a scan: not worth an engine.
-        let conditioner = commit(&mut builder(&library, threads)?, &manifest.condition, &condition)?;
+        let conditioner = commit(&mut builder(&library, threads)?, &manifest.condition.path, &condition)?;
         manifest.condition.check(&conditioner)?;
         let layouts: Vec<(Plane, Layout, usize)> =
             options.planes.iter().map(|plane| layout(*plane, options, &manifest)).collect();
         let setting = Setting {
             model_sha256: manifest.repair.sha256,
             cache_folder: options.cache_folder.as_deref(),
-            profiles: profiles(&layouts),
+            profiles: Some(profiles(&layouts)),
             channels: 2 * manifest.neighbours + 1,
             context: manifest.context,
         };
         let (repairer, providers) =
-            through_the_chain(&library, threads, options.demand, &manifest.repair, &repair, &setting)?;
+            through_the_chain(&library, threads, options.demand, &manifest.repair.path, &repair, &setting)?;
         manifest.repair.check(&repairer)?;
         tracing::info!(
             model = manifest.name,
@@ -432,19 +432,18 @@ fn builder(library: &Library, threads: usize) -> Result<SessionBuilder, RepairEr
         .map_err(failed)
 }
 
-fn commit(builder: &mut SessionBuilder, contract: &GraphContract, bytes: &[u8]) -> Result<Session, RepairError> {
-    builder.commit_from_memory(bytes).map_err(|error| RepairError::Graph {
-        path: contract.path.clone(),
-        reason: providers::one_line(error.message()),
-    })
+fn commit(builder: &mut SessionBuilder, path: &Path, bytes: &[u8]) -> Result<Session, RepairError> {
+    builder
+        .commit_from_memory(bytes)
+        .map_err(|error| RepairError::Graph { path: path.to_path_buf(), reason: providers::one_line(error.message()) })
 }
 
 /// Makes the session with the first providers of the chain that take it.
-fn through_the_chain(
+pub(super) fn through_the_chain(
     library: &Library,
     threads: usize,
     demand: Demand,
-    contract: &GraphContract,
+    path: &Path,
     bytes: &[u8],
     setting: &Setting<'_>,
 ) -> Result<(Session, Providers), RepairError> {
@@ -474,7 +473,7 @@ fn through_the_chain(
         {
             return Err(RepairError::Demanded { provider, reason: reason.clone() });
         }
-        match commit(&mut builder, contract, bytes) {
+        match commit(&mut builder, path, bytes) {
             Ok(session) => {
                 providers.read_back(&session)?;
                 return match demand {

@@ -156,6 +156,12 @@ def graphs():
     }
 
 
+def probe():
+    """y = 2 x, for `diffnr doctor` to ask execution providers with."""
+    nodes = [node("MatMul", ["x", "w"], "y")]
+    return model("probe", [value("x", FLOAT, [8, 8])], [value("y", FLOAT, [8, 8])], nodes, [constant("w", 2 * np.eye(8))])
+
+
 def manifest(files):
     lines = [
         "format = 1",
@@ -187,3 +193,4 @@ for name, made in graphs().items():
     save(made, path)
     files[name] = (path, made)
 (HERE / "manifest.toml").write_text("# Made by make.py.\n" + manifest(files))
+save(probe(), HERE.parents[2] / "src/repair/probe.onnx")
