@@ -62,7 +62,24 @@ impl Options {
         }
     }
 
-    fn check(&self) -> Result<(), RepairError> {
+    /// Slices of all planes: what a whole repair runs.
+    #[must_use]
+    pub fn slices(&self) -> usize {
+        self.planes.iter().map(|plane| self.voxels[plane.axes()[0]]).sum()
+    }
+
+    /// Bytes that a model of this manifest binds ([`SliceFixer::buffer_bytes`]) once it is loaded.
+    #[must_use]
+    pub fn buffer_bytes(&self, manifest: &Manifest) -> usize {
+        let planes = self.planes.iter().map(|plane| layout(*plane, self, manifest));
+        bound_bytes(manifest, planes.map(|(_, layout, batch)| (layout, batch)))
+    }
+
+    /// Refuses options that cannot work.
+    ///
+    /// # Errors
+    /// [`RepairError::Input`] naming the field.
+    pub fn check(&self) -> Result<(), RepairError> {
         if let Some(count) = self.voxels.into_iter().find(|count| !(1..=8192).contains(count)) {
             return Err(RepairError::input("voxels", count, "must be 1 to 8192 along each axis"));
         }
@@ -275,13 +292,7 @@ impl SliceFixer {
     /// Bytes of the buffers that are bound to the sessions; what ONNX Runtime takes for itself comes on top.
     #[must_use]
     pub fn buffer_bytes(&self) -> usize {
-        let images = |bound: &Bound| {
-            let pixels = bound.layout.padded[0] * bound.layout.padded[1];
-            bound.batch * (pixels * (2 * self.manifest.neighbours + 2) * 4 + 12)
-        };
-        let [rows, columns] = self.manifest.projection;
-        let [tokens, width] = self.manifest.context;
-        self.bound.iter().map(images).sum::<usize>() + 4 * (2 * rows * columns + tokens * width) + 8
+        bound_bytes(&self.manifest, self.bound.iter().map(|bound| (bound.layout, bound.batch)))
     }
 
     /// The model's view of a scan, `[token][width]`; zero until [`SliceFixer::condition`] was called.
@@ -302,7 +313,8 @@ impl SliceFixer {
             conditioning::average_onto(view.view(), size, out)?;
         }
         self.anatomy.extract_tensor_mut().1[0] = self.manifest.anatomy_index(scan.anatomy) as i64;
-        self.conditioner.run_binding(&self.conditioner_binding).map_err(|error| RepairError::run(&error))?;
+        raw::run(&mut self.conditioner, &self.conditioner_binding, self.watchdog.options())
+            .map_err(|reason| RepairError::Run { reason })?;
         if let Some(value) = self.context().iter().find(|value| !value.is_finite()) {
             return Err(RepairError::Run { reason: format!("the scan's context holds {value}") });
         }
@@ -381,6 +393,17 @@ impl SliceFixer {
         raw::run(&mut self.repairer, binding, self.watchdog.options()).map_err(|reason| RepairError::Run { reason })?;
         binding.synchronize_outputs().map_err(failed)
     }
+}
+
+/// Bytes of the buffers that are bound to the sessions: slices and repaired slices of each plane's batch, projections, context.
+fn bound_bytes(manifest: &Manifest, planes: impl Iterator<Item = (Layout, usize)>) -> usize {
+    let images = |(layout, batch): (Layout, usize)| {
+        let pixels = layout.padded[0] * layout.padded[1];
+        batch * (pixels * (2 * manifest.neighbours + 2) * 4 + 12)
+    };
+    let [rows, columns] = manifest.projection;
+    let [tokens, width] = manifest.context;
+    planes.map(images).sum::<usize>() + 4 * (2 * rows * columns + tokens * width) + 8
 }
 
 /// What a warm-up took.

@@ -63,6 +63,12 @@ impl Repair {
         Ok(Self { voxels, mu_water_per_mm, mean: vec![0.0; count], spread })
     }
 
+    /// Bytes of the buffers for so many voxels and planes.
+    #[must_use]
+    pub fn bytes(voxels: [usize; 3], planes: usize) -> usize {
+        size_of::<f32>() * voxels.iter().product::<usize>() * planes.min(2)
+    }
+
     /// Bytes of the buffers.
     #[must_use]
     pub fn buffer_bytes(&self) -> usize {
