@@ -77,7 +77,7 @@ pub(super) fn slice_fixer(
 ) -> Result<(), ConfigError> {
     let usual = AugmentSettings::default();
     let augment = AugmentSettings {
-        first: in_range("slice_fixer.repair_from", raw.repair_from, usual.first, 0.0, 1.0)?,
+        first: in_range("slice_fixer.repair_from", raw.repair_from, usual.first, 0.0, 0.99)?,
         repairs: count("slice_fixer.repairs", raw.repairs, usual.repairs as i64, 1, 1000)?,
         weight: in_range("slice_fixer.weight", raw.weight, written(usual.weight), 1e-6, 1e3)? as f32,
         every: count("slice_fixer.every", raw.every, usual.every as i64, 1, 1_000_000)?,

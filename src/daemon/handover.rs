@@ -98,7 +98,10 @@ pub(super) struct Job {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
     /// As planned.
-    Done,
+    Done {
+        /// Every repair that was planned was done; also where none was.
+        repaired: bool,
+    },
     /// Given up.
     Frozen {
         /// Of this job.
@@ -123,6 +126,8 @@ pub struct Handover {
     /// Views of an early start, once that is fixed; 0: there is none.
     early_views: AtomicU32,
     ended: Mutex<Option<Ended>>,
+    /// A repair was given up.
+    unrepaired: AtomicBool,
     worker: OnceLock<Thread>,
 }
 
@@ -143,6 +148,7 @@ impl Handover {
             iterations: AtomicU32::new(0),
             early_views: AtomicU32::new(0),
             ended: Mutex::new(None),
+            unrepaired: AtomicBool::new(false),
             worker: OnceLock::new(),
         }
     }
@@ -197,6 +203,11 @@ impl Handover {
         self.ended.try_lock().ok().and_then(|mut ended| ended.take())
     }
 
+    /// Whether a repair was given up, once.
+    pub(super) fn take_unrepaired(&self) -> bool {
+        self.unrepaired.swap(false, Ordering::AcqRel)
+    }
+
     /// The job that is wanted; 0: none.
     pub(super) fn wanted(&self) -> u64 {
         self.wanted.load(Ordering::Acquire)
@@ -245,6 +256,11 @@ impl Handover {
     /// A volume is about to be published, or could not be.
     pub(super) fn set_published(&self, published: bool) {
         self.published.store(published, Ordering::Release);
+    }
+
+    /// A repair was given up: the run goes on without it.
+    pub(super) fn tell_unrepaired(&self) {
+        self.unrepaired.store(true, Ordering::Release);
     }
 
     /// The run of job `number` is over; `false`: it was ended from the other side, and counts as superseded there.

@@ -78,11 +78,7 @@ impl AugmentSettings {
     #[must_use]
     pub fn planned(&self, before: usize, iterations: usize) -> usize {
         // One at most before each iteration: a run of few has no room for many.
-        let mut made = 0;
-        for done in before..iterations {
-            made += usize::from(made < self.repairs && done >= self.iteration_of(made, iterations));
-        }
-        made
+        self.repairs.min(iterations.saturating_sub(before.max(self.iteration_of(0, iterations))))
     }
 
     /// The iteration before which repair `number` (from 0) is made, in a run of `iterations`, early ones included.
