@@ -22,6 +22,7 @@ mod repairs;
 mod scan;
 
 pub use handover::{Handover, LastVolume, ScanStore};
+pub use rehearsal::{Rehearsed, rehearse_plan};
 pub use scan::{ScanState, ScanSummary};
 
 use std::path::Path;
@@ -410,7 +411,9 @@ impl Daemon {
         };
         let message = match rung {
             Rung::Full => "ok",
-            Rung::WithoutSliceFixer => "a repair was given up: the last optimised volume is without SliceFixer, DEGRADED",
+            Rung::WithoutSliceFixer => {
+                "a repair was given up: the last optimised volume is without SliceFixer, DEGRADED"
+            }
             Rung::Frozen => "the last optimisation was given up: its last good volume is DEGRADED",
             Rung::PreviewsSkipped => "late: previews are skipped",
             Rung::Stale => "the last scan gave no volume: the newest volume is STALE",
@@ -425,6 +428,7 @@ impl Daemon {
     pub fn stop(&self) {
         self.supervision.stop.store(true, Ordering::Release);
         if let Some(handover) = &self.handover {
+            handover.end_repair();
             handover.wake();
         }
     }
@@ -481,6 +485,7 @@ fn start_optimisation(
             optimisation.reserve_ns = cost.volume.as_nanos() as u64;
             if let (Some(repairs), Some(found)) = (&optimisation.repairs, cost.repairs) {
                 *optimisation.parts.supervision.slice_fixer() = Some(repairs.telemetry(found.repair));
+                optimisation.parts.handover.set_ender(repairs.ender());
             }
             rayon::broadcast(|_| crate::supervise::mark_frame_path());
             optimisation.parts.handover.work_here();
@@ -521,7 +526,8 @@ fn start_optimisation(
     );
     if let Some(early) = early {
         let after = schedule.iterations_with_early - early.iterations;
-        let seconds = (cost.load + cost.go_on(early.iterations, schedule.iterations_with_early) + cost.volume).as_secs_f64();
+        let seconds =
+            (cost.load + cost.go_on(early.iterations, schedule.iterations_with_early) + cost.volume).as_secs_f64();
         words += &format!(
             ", or {after} in {seconds:.1} s after {} from its first {} views before the last frame comes",
             early.iterations, early.views

@@ -41,6 +41,7 @@ pub use manifest::{Manifest, Plane};
 pub use providers::{Demand, Provider, Providers};
 pub use session::{Options, SliceFixer, WarmUp, shipped};
 pub use volume::{Repair, Repaired, Watch};
+pub use watchdog::Ender;
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,8 @@
 //! `[reconstruct]`: the method, and what a method that optimises a representation is told.
 
-use super::{ConfigError, SliceFixerSettings};
 use super::raw::RawReconstruct;
 use super::resolve::{choice, count, in_range};
+use super::{ConfigError, SliceFixerSettings};
 use crate::geometry::{ScanGeometry, VolumeGrid};
 use crate::reconstruct::ReconstructError;
 use crate::reconstruct::optimise::{EarlyStart, Method, OptimiseSettings, Recipe, USUAL_ITERATIONS};

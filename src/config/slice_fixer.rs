@@ -124,8 +124,9 @@ pub(super) fn slice_fixer(
     if let RunBudget::Iterations(iterations) = optimised.budget
         && augment.planned(0, iterations) == 0
     {
-        let requirement =
-            format!("leaves none of reconstruct.iterations = {iterations} to a repair; lower it or raise the iterations");
+        let requirement = format!(
+            "leaves none of reconstruct.iterations = {iterations} to a repair; lower it or raise the iterations"
+        );
         return Err(ConfigError::value("slice_fixer.repair_from", augment.first, requirement));
     }
     optimised.optimise.augment = Some(augment);

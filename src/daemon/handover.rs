@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use crate::geometry::{Detector, ScanGeometry, ViewPose};
 use crate::reconstruct::optimise::ScanViews;
+use crate::repair::Ender;
 
 /// Values that one task copies.
 const CHUNK: usize = 1 << 16;
@@ -128,6 +129,8 @@ pub struct Handover {
     ended: Mutex<Option<Ended>>,
     /// A repair was given up.
     unrepaired: AtomicBool,
+    /// Ends a repair.
+    ender: OnceLock<Ender>,
     worker: OnceLock<Thread>,
 }
 
@@ -149,6 +152,7 @@ impl Handover {
             early_views: AtomicU32::new(0),
             ended: Mutex::new(None),
             unrepaired: AtomicBool::new(false),
+            ender: OnceLock::new(),
             worker: OnceLock::new(),
         }
     }
@@ -170,6 +174,7 @@ impl Handover {
     /// A scan has ended and its run is due; one that works on fewer views of it ends. Returns whether there was one.
     pub(super) fn expect(&self) -> bool {
         self.wanted.store(0, Ordering::Release);
+        self.end_repair();
         self.published.store(false, Ordering::Release);
         self.open.swap(true, Ordering::AcqRel)
     }
@@ -195,6 +200,7 @@ impl Handover {
     /// The next scan begins: whatever runs or was due is over. Returns whether there was something.
     pub(super) fn withdraw(&self) -> bool {
         self.wanted.store(0, Ordering::Release);
+        self.end_repair();
         self.open.swap(false, Ordering::AcqRel)
     }
 
@@ -228,7 +234,19 @@ impl Handover {
         self.early_views.load(Ordering::Acquire)
     }
 
+    /// Ends the repair that is going on; whoever works on it finds that it is not wanted any more.
+    pub(super) fn end_repair(&self) {
+        if let Some(ender) = self.ender.get() {
+            ender.end();
+        }
+    }
+
     // The optimise thread's side.
+
+    /// What ends a repair.
+    pub(super) fn set_ender(&self, ender: Ender) {
+        let _set_before = self.ender.set(ender);
+    }
 
     /// The calling thread is the one to wake.
     pub(super) fn work_here(&self) {

@@ -133,9 +133,8 @@ impl<'p> Optimisation<'p> {
         };
         let deadline_ns = parts.deadline_ns.map(|ns| (header.last_frame_ns + ns).saturating_sub(reserve_ns));
         if let Some(repairs) = &mut self.repairs {
-            let until = deadline_ns.and_then(|ns| {
-                Instant::now().checked_add(Duration::from_nanos(ns.saturating_sub(monotonic_ns())))
-            });
+            let until = deadline_ns
+                .and_then(|ns| Instant::now().checked_add(Duration::from_nanos(ns.saturating_sub(monotonic_ns()))));
             repairs.begin(&job.scan.views(), &parts.geometry, until);
             begin_repairs(&parts.supervision, repairs.augment.planned(before, iterations));
         }

@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use super::DaemonError;
 use super::early::FramePace;
 use super::handover::LastVolume;
@@ -11,8 +13,10 @@ use super::repairs::ScanRepairs;
 use crate::compute::cpu::CpuCompute;
 use crate::config::{OptimisedSettings, PublishEvery, RunBudget, Settings};
 use crate::geometry::{ScanGeometry, VolumeGrid};
+use crate::plan::Plan;
 use crate::reconstruct::optimise::{AugmentSettings, Optimiser, ScanViews};
 use crate::simulate::ellipsoids::{Ellipsoid, EllipsoidPhantom};
+use crate::supervise::SliceFixerTelemetry;
 
 /// What the parts of a run take on this machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -50,7 +54,9 @@ impl RepairCost {
     /// Fewest iterations that leave room for every repair.
     fn least_iterations(&self) -> usize {
         let repairs = self.augment.repairs;
-        (repairs..100 * repairs).find(|iterations| self.augment.planned(0, *iterations) == repairs).unwrap_or(100 * repairs)
+        (repairs..100 * repairs)
+            .find(|iterations| self.augment.planned(0, *iterations) == repairs)
+            .unwrap_or(100 * repairs)
     }
 }
 
@@ -164,6 +170,72 @@ pub(super) fn rehearse(
         }
         (schedule, _) => Ok((cost, schedule.unwrap_or_default())),
     }
+}
+
+/// What a rehearsal finds, for people: times of this machine, by which the daemon fixes its iterations.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Rehearsed {
+    /// Iterations of a run that begins after the last frame.
+    pub iterations: usize,
+    /// Of a run that goes on from an early start, the early ones included; 0: there is none.
+    pub iterations_with_early: usize,
+    /// How many of these come early.
+    pub early_iterations: usize,
+    /// From the last frame to the first iteration, s.
+    pub before_s: f64,
+    /// An iteration, s.
+    pub iteration_s: f64,
+    /// A volume on its way, s.
+    pub volume_s: f64,
+    /// A whole run, s.
+    pub run_s: f64,
+    /// Repairs of a run.
+    pub repairs: usize,
+    /// A repair, s.
+    pub repair_s: f64,
+    /// What an iteration takes longer that is held to the repaired volume, s.
+    pub similarity_s: f64,
+    /// Share of the run's time in the repairs and in what follows from them, 0 to 1.
+    pub repair_share: f64,
+    /// The model, and who runs it; `null`: none.
+    pub slice_fixer: Option<SliceFixerTelemetry>,
+}
+
+/// Rehearses what `plan` says, as the daemon does before ready, without a daemon; `None`: nothing is optimised.
+///
+/// # Errors
+/// As the daemon's start, as far as the optimisation is concerned.
+pub fn rehearse_plan(settings: &Settings, plan: &Plan) -> Result<Option<Rehearsed>, DaemonError> {
+    let (Some(recipe), Some(optimised)) = (&plan.recipe, &settings.optimised) else { return Ok(None) };
+    let mut compute = CpuCompute::new(settings.compute.threads)?;
+    recipe.prepare(&mut compute)?;
+    let mut optimiser = recipe.optimiser()?;
+    let mut repairs = plan.repairs.as_ref().map(|plan| ScanRepairs::load(plan, settings)).transpose()?;
+    if let Some(repairs) = &repairs {
+        optimiser.repair_with(repairs.repairer(None))?;
+    }
+    let last = Mutex::new(LastVolume::new(settings.grid.len()));
+    let (cost, schedule) = compute.install(|| {
+        let parts = Rehearsal { compute: &compute, optimiser: &mut optimiser, repairs: repairs.as_mut(), last: &last };
+        rehearse(parts, settings, optimised)
+    })?;
+    let seconds = |duration: Duration| duration.as_secs_f64();
+    let (iterations, run_s) = (schedule.iterations, seconds(cost.run(schedule.iterations)));
+    let found = cost.repairs;
+    Ok(Some(Rehearsed {
+        iterations,
+        iterations_with_early: schedule.iterations_with_early,
+        early_iterations: schedule.early.map_or(0, |early| early.iterations),
+        before_s: seconds(cost.before),
+        iteration_s: seconds(cost.iteration),
+        volume_s: seconds(cost.volume),
+        run_s,
+        repairs: found.map_or(0, |found| found.augment.planned(0, iterations)),
+        repair_s: found.map_or(0.0, |found| seconds(found.repair)),
+        similarity_s: found.map_or(0.0, |found| seconds(found.similarity)),
+        repair_share: found.map_or(0.0, |found| seconds(found.of(0, iterations)) / run_s),
+        slice_fixer: repairs.zip(found).map(|(repairs, found)| repairs.telemetry(found.repair)),
+    }))
 }
 
 /// Water that fills the inner part of the box, with a denser core: as many elements as a patient has, or more.

@@ -13,7 +13,7 @@ use crate::geometry::ScanGeometry;
 use crate::plan::RepairPlan;
 use crate::reconstruct::optimise::{AugmentSettings, NotRepaired, Repairer, ScanViews, SliceFixing};
 use crate::repair::conditioning::biplanar;
-use crate::repair::{Conditioning, RepairError, SliceFixer};
+use crate::repair::{Conditioning, Ender, RepairError, SliceFixer};
 use crate::supervise::{Event, RepairCounters, RunRepairs, SliceFixerTelemetry, Supervision};
 
 /// A repair may take so many times what it took in the rehearsal, where the settings do not say how long.
@@ -72,6 +72,11 @@ impl ScanRepairs {
     /// What the optimiser repairs with; `teller`: whom each repair is told to, once its telemetry is there.
     pub(super) fn repairer(&self, teller: Option<(Arc<Supervision>, Arc<Handover>)>) -> Box<dyn Repairer> {
         Box::new(Told { fixing: Arc::clone(&self.fixing), teller })
+    }
+
+    /// What ends a repair from another thread.
+    pub(super) fn ender(&self) -> Ender {
+        self.fixing().fixer().ender()
     }
 
     /// The rehearsal found that a repair takes so long; `None`: it came to nothing. What the settings say stands.
@@ -179,9 +184,8 @@ impl Repairer for Told {
             telemetry.count(outcome, took.as_nanos() as u64);
             telemetry.run
         };
-        let (scan_id, iteration) = supervision
-            .optimise()
-            .map_or((0, 0), |optimise| (optimise.progress.scan_id, optimise.progress.iteration));
+        let (scan_id, iteration) =
+            supervision.optimise().map_or((0, 0), |optimise| (optimise.progress.scan_id, optimise.progress.iteration));
         let seconds = took.as_secs_f64();
         match outcome {
             Ok(()) => {

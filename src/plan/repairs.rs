@@ -84,7 +84,11 @@ impl RepairPlan {
                 deadline,
             ),
             step(
-                if every == 1 { "each iteration from then on".into() } else { format!("every {every} iterations from then on") },
+                if every == 1 {
+                    "each iteration from then on".into()
+                } else {
+                    format!("every {every} iterations from then on")
+                },
                 format!("hold the volume to the pseudo-reference: {term}, weight {}", augment.weight),
                 String::new(),
             ),

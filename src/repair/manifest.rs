@@ -298,8 +298,7 @@ impl GraphContract {
     /// # Errors
     /// [`RepairError::Read`].
     pub fn file_bytes(&self) -> Result<u64, RepairError> {
-        let failed =
-            |error: std::io::Error| RepairError::Read { path: self.path.clone(), reason: error.to_string() };
+        let failed = |error: std::io::Error| RepairError::Read { path: self.path.clone(), reason: error.to_string() };
         Ok(std::fs::metadata(&self.path).map_err(failed)?.len())
     }
 

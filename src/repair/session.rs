@@ -15,7 +15,7 @@ use super::library::{self, Library};
 use super::manifest::{GraphContract, Manifest, Plane};
 use super::providers::{self, Demand, Provider, Providers, Setting};
 use super::slices::Layout;
-use super::watchdog::Watchdog;
+use super::watchdog::{Ender, Watchdog};
 use super::{RepairError, raw};
 
 /// Folder of models, in place of `models` beside the working directory and the executable.
@@ -307,6 +307,8 @@ impl SliceFixer {
     /// [`RepairError::Input`] for views that cannot be taken, [`RepairError::Run`].
     pub fn condition(&mut self, scan: &Conditioning<'_>) -> Result<(), RepairError> {
         self.conditioned = false;
+        // What ended a repair before does not end this.
+        self.allow_until(None)?;
         let size = self.manifest.projection;
         let (_, projections) = self.projections.extract_tensor_mut();
         for (view, out) in scan.views.iter().zip(projections.chunks_exact_mut(size[0] * size[1])) {
@@ -377,6 +379,12 @@ impl SliceFixer {
         }
         self.run(place)?;
         Ok(self.bound[place].repaired.extract_tensor().1)
+    }
+
+    /// What ends a repair from another thread, where its [`super::Watch`] then says that it is to leave off.
+    #[must_use]
+    pub fn ender(&self) -> Ender {
+        self.watchdog.ender()
     }
 
     /// Runs from now on are ended when the deadline passes; without one they last as long as they like.

@@ -132,9 +132,10 @@ impl Repair {
                     return Err(RepairError::Interrupted);
                 }
                 let count = batch.min(layout.size[0] - first);
-                // A run that was ended fails like any other; the clock says why.
+                // A run that was ended fails like any other; the clock says why, or whoever watches.
                 let repaired = match fixer.repair_batch(place, first, volume, to_unit) {
                     Err(RepairError::Run { .. }) if late(done).is_err() => return late(done),
+                    Err(RepairError::Run { .. }) if watch.interrupts() => return Err(RepairError::Interrupted),
                     outcome => outcome?,
                 };
                 let pixels = layout.padded[0] * layout.padded[1];

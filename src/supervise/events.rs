@@ -329,7 +329,10 @@ impl fmt::Display for Event {
                 }
             }
             Self::Repaired { scan_id, iteration, number, planned, seconds } => {
-                write!(f, "scan {scan_id} repaired by SliceFixer after iteration {iteration} in {seconds:.2} s ({number} of {planned})")
+                write!(
+                    f,
+                    "scan {scan_id} repaired by SliceFixer after iteration {iteration} in {seconds:.2} s ({number} of {planned})"
+                )
             }
             Self::NotRepaired { scan_id, iteration, why, seconds } => write!(
                 f,

@@ -82,7 +82,9 @@ impl Ladder {
     /// A frame is taken up while `waiting` others wait in `capacity` staging buffers. Returns the rung left, where it changed.
     pub fn frame(&mut self, waiting: usize, capacity: usize) -> Option<Rung> {
         match self.rung {
-            Rung::Full | Rung::WithoutSliceFixer | Rung::Frozen if waiting * 2 >= capacity => self.go(Rung::PreviewsSkipped),
+            Rung::Full | Rung::WithoutSliceFixer | Rung::Frozen if waiting * 2 >= capacity => {
+                self.go(Rung::PreviewsSkipped)
+            }
             Rung::PreviewsSkipped if waiting <= 1 => {
                 self.calm += 1;
                 if self.calm >= CALM_FRAMES { self.go(self.best()) } else { None }
