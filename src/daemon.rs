@@ -536,10 +536,11 @@ fn start_optimisation(
     if let (Some(found), Some(fixer)) = (cost.repairs, supervision.slice_fixer().as_ref()) {
         let repairs = found.augment.planned(0, iterations);
         words += &format!(
-            "; SliceFixer {} ({}) on {}: {repairs} repairs of {} slices in {:.2} s each, {:.0} % of the time with what follows from them",
+            "; SliceFixer {} ({}) on {}: {} of {} slices, {:.2} s each, {:.0} % of the time with what follows",
             fixer.model,
             fixer.model_hash,
             fixer.provider,
+            if repairs == 1 { "1 repair".into() } else { format!("{repairs} repairs") },
             fixer.slices,
             found.repair.as_secs_f64(),
             100.0 * found.of(0, iterations).as_secs_f64() / seconds

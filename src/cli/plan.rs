@@ -79,7 +79,8 @@ fn print_rehearsal(found: &Rehearsed) {
     say!("  a volume                {:>9.3} s", found.volume_s);
     say!("  a run of {:<6} iterations {:>6.1} s", found.iterations, found.run_s);
     if found.slice_fixer.is_some() {
-        say!("  of that for {} repairs and what follows from them: {:.1} %", found.repairs, 100.0 * found.repair_share);
+        let share = 100.0 * found.repair_share;
+        say!("  of which {share:.1} % for repairs ({}) and what follows from them", found.repairs);
     }
     if found.iterations_with_early > 0 {
         let (early, all) = (found.early_iterations, found.iterations_with_early);
@@ -105,9 +106,9 @@ fn print_tables(settings: &Settings, plan: &Plan) {
     say!("\nDEGRADE LADDER");
     for rule in &plan.ladder {
         let rung = format!("{:?}", rule.rung);
-        say!("  {rung:16}  enters: {}", rule.enters);
+        say!("  {rung:17}  enters: {}", rule.enters);
         if !rule.leaves.is_empty() {
-            say!("  {:16}  leaves: {}", "", rule.leaves);
+            say!("  {:17}  leaves: {}", "", rule.leaves);
         }
     }
     say!("\nBUFFERS");
