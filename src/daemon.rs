@@ -545,9 +545,6 @@ fn start_optimisation(
             found.repair.as_secs_f64(),
             100.0 * found.of(0, iterations).as_secs_f64() / seconds
         );
-        for refused in &fixer.refused {
-            tracing::info!("SliceFixer: not by {refused}");
-        }
     }
     Ok((thread, words))
 }
