@@ -18,6 +18,7 @@ mod raw;
 mod reconstruct;
 mod resolve;
 mod settings;
+mod slice_fixer;
 
 pub use bytes::{format_bytes, parse_bytes};
 pub use raw::RawSettings;
@@ -26,6 +27,7 @@ pub use settings::{
     Calibration, ComputeSettings, DropPolicy, LogFormat, PreprocessSettings, PublishSettings, Settings,
     SharedMemorySettings, SuperviseSettings,
 };
+pub use slice_fixer::{ModelChoice, SliceFixerSettings};
 
 use std::path::{Path, PathBuf};
 

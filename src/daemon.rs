@@ -18,16 +18,17 @@ mod handover;
 mod optimise;
 mod pipeline;
 mod rehearsal;
+mod repairs;
 mod scan;
 
 pub use handover::{Handover, LastVolume, ScanStore};
+pub use rehearsal::{Rehearsed, rehearse_plan};
 pub use scan::{ScanState, ScanSummary};
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use firmware_bridge::clock::monotonic_ns;
 use firmware_bridge::layout::{DaemonState, METHOD_FDK, STATUS_MISSING_RANGES, SequenceRange};
@@ -41,17 +42,19 @@ use crate::config::{Calibration, OptimisedSettings, RunBudget, Settings};
 use crate::error::{Classed, ErrorClass};
 use crate::formats::FormatError;
 use crate::ingest::{Ingest, Staging};
-use crate::plan::{Plan, PlanError};
+use crate::plan::{Plan, PlanError, RepairPlan};
 use crate::preprocess::PreprocessError;
 use crate::publish::{Carrier, Publisher, SharedWriter};
 use crate::reconstruct::ReconstructError;
 use crate::reconstruct::optimise::OptimiseError;
+use crate::repair::RepairError;
 use crate::supervise::{
     Event, OptimiseCounters, OptimiseProgress, OptimiseTelemetry, Rung, StatusReport, Supervision, is_alive,
 };
 use optimise::{Optimisation, OptimiseParts, Schedule, method_number};
 use pipeline::{Parts, Pipeline};
-use rehearsal::Cost;
+use rehearsal::{Cost, Rehearsal};
+use repairs::ScanRepairs;
 
 /// How nice the threads of the optimisation are: against one of theirs a thread of the frame path has nine tenths of a core.
 const NICE: i32 = 10;
@@ -80,15 +83,22 @@ pub enum DaemonError {
     /// The optimisation cannot start.
     #[error("optimisation: {0}")]
     Optimise(#[from] OptimiseError),
+    /// The model that is to repair volumes cannot be had.
+    #[error("slice_fixer: {0}")]
+    Repair(#[from] RepairError),
     /// No iteration fits.
     #[error(
-        "reconstruct.deadline_s = {deadline_s}: on this machine a run of one iteration takes {least_s:.2} s; raise it, lower volume.voxels or reconstruct.gaussians, or give reconstruct.iterations"
+        "reconstruct.deadline_s = {deadline_s}: on this machine a run of {} takes {least_s:.2} s; raise it, lower volume.voxels or reconstruct.gaussians{}, or give reconstruct.iterations",
+        if *repairs == 0 { "one iteration".to_string() } else { format!("few iterations with {repairs} repairs") },
+        if *repairs == 0 { "" } else { " or slice_fixer.repairs" },
     )]
     Deadline {
         /// What was asked for.
         deadline_s: f64,
         /// The least that would do.
         least_s: f64,
+        /// Repairs in it.
+        repairs: usize,
     },
     /// The device asked for is not there.
     #[error("compute.device = \"{0}\": this build has the CPU only; set \"auto\" or \"cpu\"")]
@@ -205,6 +215,7 @@ impl Daemon {
             let shared = Arc::new(Handover::new(&settings.geometry));
             let parts = OptimiseParts {
                 recipe,
+                geometry: settings.geometry.clone(),
                 publisher: Publisher::new(writer.clone(), settings, &carrier),
                 handover: Arc::clone(&shared),
                 last: Arc::clone(&last),
@@ -215,7 +226,7 @@ impl Daemon {
                     RunBudget::Iterations(_) => None,
                 },
             };
-            let (thread, words) = start_optimisation(parts, settings, optimised)?;
+            let (thread, words) = start_optimisation(parts, plan.repairs, settings, optimised)?;
             banner += &words;
             (handover, optimise) = (Some(shared), Some(thread));
         }
@@ -400,6 +411,9 @@ impl Daemon {
         };
         let message = match rung {
             Rung::Full => "ok",
+            Rung::WithoutSliceFixer => {
+                "a repair was given up: the last optimised volume is without SliceFixer, DEGRADED"
+            }
             Rung::Frozen => "the last optimisation was given up: its last good volume is DEGRADED",
             Rung::PreviewsSkipped => "late: previews are skipped",
             Rung::Stale => "the last scan gave no volume: the newest volume is STALE",
@@ -414,6 +428,7 @@ impl Daemon {
     pub fn stop(&self) {
         self.supervision.stop.store(true, Ordering::Release);
         if let Some(handover) = &self.handover {
+            handover.end_repair();
             handover.wake();
         }
     }
@@ -443,6 +458,7 @@ impl Daemon {
 /// Starts the thread that optimises, has it rehearse, and says in words what it found.
 fn start_optimisation(
     parts: OptimiseParts,
+    repairs: Option<RepairPlan>,
     settings: &Settings,
     optimised: &OptimisedSettings,
 ) -> Result<(JoinHandle<Result<(), DaemonError>>, String), DaemonError> {
@@ -450,18 +466,28 @@ fn start_optimisation(
     let (supervision, handover) = (Arc::clone(&parts.supervision), Arc::clone(&parts.handover));
     let mut compute = CpuCompute::new(settings.compute.threads)?;
     parts.recipe.prepare(&mut compute)?;
-    let (geometry, grid, optimised) = (settings.geometry.clone(), settings.grid, optimised.clone());
-    let frame_time = Duration::from_nanos(settings.publish.frame_time_ns());
+    let (settings, optimised) = (settings.clone(), optimised.clone());
     let (ready, is_ready) = crossbeam::channel::bounded::<(Schedule, Cost)>(1);
     let thread = spawn("optimise", move || {
         compute.install(|| {
-            let mut optimisation = Optimisation::new(parts, &compute)?;
-            let cost = rehearsal::rehearse(&mut optimisation, &geometry, &grid, &optimised, frame_time)?;
             rayon::broadcast(|_| {
-                crate::supervise::mark_frame_path();
-                // On Linux the priority of a thread, not of its process. Being as urgent as the frames is worse, but no reason to stop.
+                // On Linux the priority of a thread, not of its process; ONNX Runtime's threads get that of the thread that makes them. Being
+                // as urgent as the frames is worse, but no reason to stop.
                 let _as_it_was = rustix::process::setpriority_process(None, NICE);
             });
+            let repairs = repairs.map(|plan| ScanRepairs::load(&plan, &settings)).transpose()?;
+            let mut optimisation = Optimisation::new(parts, repairs, &compute)?;
+            let Optimisation { optimiser, repairs, parts, .. } = &mut optimisation;
+            let last = Arc::clone(&parts.last);
+            let rehearsal = Rehearsal { compute: &compute, optimiser, repairs: repairs.as_mut(), last: &last };
+            let (cost, schedule) = rehearsal::rehearse(rehearsal, &settings, &optimised)?;
+            optimisation.schedule = schedule;
+            optimisation.reserve_ns = cost.volume.as_nanos() as u64;
+            if let (Some(repairs), Some(found)) = (&optimisation.repairs, cost.repairs) {
+                *optimisation.parts.supervision.slice_fixer() = Some(repairs.telemetry(found.repair));
+                optimisation.parts.handover.set_ender(repairs.ender());
+            }
+            rayon::broadcast(|_| crate::supervise::mark_frame_path());
             optimisation.parts.handover.work_here();
             let _receiver_gone = ready.send((optimisation.schedule, cost));
             drop(ready);
@@ -500,10 +526,24 @@ fn start_optimisation(
     );
     if let Some(early) = early {
         let after = schedule.iterations_with_early - early.iterations;
-        let seconds = (cost.load + cost.iteration.mul_f64(after as f64) + cost.volume).as_secs_f64();
+        let seconds =
+            (cost.load + cost.go_on(early.iterations, schedule.iterations_with_early) + cost.volume).as_secs_f64();
         words += &format!(
             ", or {after} in {seconds:.1} s after {} from its first {} views before the last frame comes",
             early.iterations, early.views
+        );
+    }
+    if let (Some(found), Some(fixer)) = (cost.repairs, supervision.slice_fixer().as_ref()) {
+        let repairs = found.augment.planned(0, iterations);
+        words += &format!(
+            "; SliceFixer {} ({}) on {}: {} of {} slices, {:.2} s each, {:.0} % of the time with what follows",
+            fixer.model,
+            fixer.model_hash,
+            fixer.provider,
+            if repairs == 1 { "1 repair".into() } else { format!("{repairs} repairs") },
+            fixer.slices,
+            found.repair.as_secs_f64(),
+            100.0 * found.of(0, iterations).as_secs_f64() / seconds
         );
     }
     Ok((thread, words))

@@ -7,9 +7,11 @@
 #![forbid(unsafe_code)]
 
 mod buffers;
+mod repairs;
 mod schedule;
 
 pub use buffers::{Buffer, Place};
+pub use repairs::RepairPlan;
 pub use schedule::{RungRule, Step};
 
 use serde::Serialize;
@@ -23,6 +25,7 @@ use crate::preprocess::Preprocessor;
 use crate::reconstruct::ReconstructError;
 use crate::reconstruct::fdk::{FdkPlan, FdkSettings};
 use crate::reconstruct::optimise::Recipe;
+use crate::repair::RepairError;
 use crate::supervise::Supervision;
 use firmware_bridge::ring::RingGeometry;
 use firmware_bridge::slots::VolumeGeometry;
@@ -48,6 +51,9 @@ pub enum PlanError {
     /// The carrier refuses.
     #[error("plan: {0}")]
     Compute(#[from] ComputeError),
+    /// The model that is to repair volumes is not there, or not to be had.
+    #[error("plan: slice_fixer: {0}")]
+    Repair(#[from] RepairError),
 }
 
 impl Classed for PlanError {
@@ -75,6 +81,8 @@ pub struct Plan {
     pub fdk: FdkPlan,
     /// What is optimised after it, and how.
     pub recipe: Option<Recipe>,
+    /// What repairs volumes on its way.
+    pub repairs: Option<RepairPlan>,
     /// The ring.
     pub ring: RingGeometry,
     /// The volume slots.
@@ -107,6 +115,7 @@ impl Plan {
             .as_ref()
             .map(|optimised| optimised.recipe(&settings.geometry, &settings.grid))
             .transpose()?;
+        let repairs = RepairPlan::of(settings)?;
         let detector = settings.geometry.detector;
         let policy = match settings.shared_memory.drop_policy {
             DropPolicy::Newest => firmware_bridge::ring::DropPolicy::DropNewest,
@@ -156,9 +165,12 @@ impl Plan {
             // A carrier of its own, so that frames are never kept waiting by an operation of the optimisation.
             buffers.push(host(("optimise: scratch of all threads", recipe.scratch_bytes(compute))));
         }
+        if let Some(repairs) = &repairs {
+            buffers.extend(repairs.buffers(views)?);
+        }
         buffers.extend(Supervision::buffers());
         Ok(Self {
-            schedule: schedule::schedule(settings, recipe.as_ref()),
+            schedule: schedule::schedule(settings, recipe.as_ref(), repairs.as_ref()),
             ladder: schedule::ladder(settings),
             buffers,
             host_limit_bytes: settings.host_limit_bytes,
@@ -166,6 +178,7 @@ impl Plan {
             warnings: fdk.coverage().warnings.clone(),
             fdk,
             recipe,
+            repairs,
             ring,
             slots,
         })

@@ -41,8 +41,9 @@ pub use conditioning::Conditioning;
 pub use error::RepairError;
 pub use manifest::{Manifest, Plane};
 pub use providers::{Demand, Provider, Providers};
-pub use session::{Options, SliceFixer, shipped};
+pub use session::{Options, SliceFixer, WarmUp, shipped};
 pub use volume::{Repair, Repaired, Watch};
+pub use watchdog::Ender;
 
 #[cfg(test)]
 mod tests;

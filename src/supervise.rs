@@ -9,6 +9,7 @@ mod events;
 mod ladder;
 mod log;
 mod optimise;
+mod slice_fixer;
 mod status;
 
 pub(crate) use events::status_words;
@@ -16,6 +17,7 @@ pub use events::{Event, OptimisationEnd, Refusal};
 pub use ladder::{Ladder, LadderCounters, Rung};
 pub use log::start as start_log;
 pub use optimise::{OptimiseCounters, OptimiseProgress, OptimiseTelemetry};
+pub use slice_fixer::{RepairCounters, RunRepairs, SliceFixerTelemetry};
 pub(crate) use status::state_name;
 pub use status::{StatusReport, write_atomically};
 
@@ -187,6 +189,7 @@ pub struct Supervision {
     ingest: Mutex<IngestCounters>,
     reconstruct: Mutex<ReconstructTelemetry>,
     optimise: Mutex<Option<OptimiseTelemetry>>,
+    slice_fixer: Mutex<Option<SliceFixerTelemetry>>,
 }
 
 /// What reconstruction tells of itself.
@@ -255,6 +258,7 @@ impl Supervision {
                 missing_count: 0,
             }),
             optimise: Mutex::new(None),
+            slice_fixer: Mutex::new(None),
         }
     }
 
@@ -309,6 +313,11 @@ impl Supervision {
     /// The optimisation's telemetry, to read or change; `None` where nothing is optimised.
     pub fn optimise(&self) -> MutexGuard<'_, Option<OptimiseTelemetry>> {
         lock(&self.optimise)
+    }
+
+    /// The repairs' telemetry, to read or change; `None` where nothing is repaired.
+    pub fn slice_fixer(&self) -> MutexGuard<'_, Option<SliceFixerTelemetry>> {
+        lock(&self.slice_fixer)
     }
 }
 

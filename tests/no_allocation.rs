@@ -6,6 +6,7 @@
 #![allow(unsafe_code, clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use bytemuck::Zeroable;
 use diffnr::config::{EarlyIterations, Settings};
 use diffnr::daemon::{Daemon, carrier};
 use diffnr::plan::{Place, Plan};
+use diffnr::repair::library;
 use firmware_bridge::clock::monotonic_ns;
 use firmware_bridge::layout::{FRAME_FIRST, FRAME_LAST, FRAME_PAYLOAD_CRC, FrameHeader, FrameKind};
 use firmware_bridge::mapping;
@@ -176,6 +178,22 @@ fn nothing_is_allocated_on_the_frame_path_and_the_plan_lists_what_was_allocated_
     // Smaller, as each scan's run goes over the volume some hundred times.
     two_scans("method = \"gaussians\"\niterations = 5\nearly_iterations = 2\npublish_every = 2", [48, 44, 40]);
     two_scans("method = \"field\"\niterations = 2\npublish_every = 1", [48, 44, 40]);
+    let Some(onnxruntime) = onnx_runtime() else { return };
+    // ONNX Runtime's own memory is not counted: it does not come from this program's allocator.
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/repair");
+    let slice_fixer = format!("[slice_fixer]\nmodel = {model:?}\nonnxruntime = {onnxruntime:?}\nrepairs = 2");
+    let reconstruct = "method = \"gaussians\"\niterations = 6\nearly_iterations = 2\npublish_every = 2";
+    two_scans(&format!("{reconstruct}\n{slice_fixer}"), [48, 44, 40]);
+}
+
+/// ONNX Runtime's folder; says so where there is none.
+fn onnx_runtime() -> Option<PathBuf> {
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join(library::FOLDER);
+    let found = std::env::var_os(library::VARIABLE).map(PathBuf::from).or_else(|| fetched.is_dir().then_some(fetched));
+    if found.is_none() {
+        eprintln!("SKIPPED: no ONNX Runtime (make onnxruntime, or DIFFNR_ONNXRUNTIME)");
+    }
+    found
 }
 
 fn two_scans(reconstruct: &str, voxels: [usize; 3]) {
@@ -226,6 +244,8 @@ fn two_scans(reconstruct: &str, voxels: [usize; 3]) {
     READY.store(false, Ordering::SeqCst);
 
     assert_eq!(optimised(), if settings.optimised.is_some() { 2 } else { 0 });
+    let repairs = daemon.supervision().slice_fixer().as_ref().map(|telemetry| telemetry.counters.done);
+    assert_eq!(repairs, reconstruct.contains("slice_fixer").then_some(4), "two a scan");
     let early_starts = daemon.supervision().optimise().map_or(0, |optimise| optimise.counters.early_starts);
     assert!(!has_early_start || early_starts >= 1);
     let counters = daemon.supervision().reconstruct().counters;

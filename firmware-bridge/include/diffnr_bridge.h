@@ -1,5 +1,5 @@
 /*
- * diffnr firmware bridge, protocol version 1.0: what gantry, daemon and readers share. See PROTOCOL.md.
+ * diffnr firmware bridge, protocol version 1.2: what gantry, daemon and readers share. See PROTOCOL.md.
  *
  *   diffnr_bridge.h    this file: version, conventions
  *   diffnr_frames.h    NAME.frames: the ring, the frame header, recordings
@@ -33,7 +33,7 @@ _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "64-bit atomics must be lock-free: l
 #define DNR_ASSERT_OFFSET(type, field, offset) DNR_STATIC_ASSERT(offsetof(type, field) == (offset), #type "." #field)
 
 #define DNR_VERSION_MAJOR 1 /* another major is refused: offsets or meanings changed */
-#define DNR_VERSION_MINOR 1 /* a higher minor only gives meaning to reserved fields */
+#define DNR_VERSION_MINOR 2 /* a higher minor only gives meaning to reserved fields */
 #define DNR_CACHE_LINE 128  /* words that different processes write lie on lines of this size */
 
 /* An inclusive range of sequence numbers. */

@@ -206,7 +206,7 @@ typedef struct dnr_volume_header {
     uint64_t payload_bytes;                     /* nx x ny x nz x 4 */
     uint64_t missing_frames;                    /* Sequence numbers missing in all (also those of unlisted ranges) */
     uint8_t settings_hash[32];                  /* SHA-256 of the settings */
-    uint8_t model_hash[32];                     /* SHA-256 of the repair model; zero = none */
+    uint8_t model_hash[32];                     /* SHA-256 of the repair model, where repairs is above 0; zero = none */
     uint8_t device[32];                         /* Device that really ran, UTF-8, zero-padded */
     uint8_t provider[32];                       /* Execution provider or carrier that really ran, UTF-8, zero-padded */
     uint8_t precision[16];                      /* Precision that really ran, UTF-8, zero-padded */
@@ -221,7 +221,14 @@ typedef struct dnr_volume_header {
                                                    before the last frame; 0 for analytic methods */
     uint32_t early_iterations;                  /* How many of the iterations were done while frames still came; 0: none */
     uint32_t early_views;                       /* From how many views these were: the first that came */
-    uint64_t reserved1[52];                     /* Zero */
+    uint32_t repairs;                           /* Repairs that the method was held to on its way to this volume */
+    uint32_t repairs_planned;                   /* Repairs planned for the whole run; 0: none */
+    uint32_t repairs_failed;                    /* Repairs that were late or whose output could not be taken: the method
+                                                   went on without them */
+    uint32_t repair_ms;                         /* Time in all of these, ms */
+    uint8_t repair_model[32];                   /* Name of the repair model, where repairs is above 0; UTF-8, zero-padded */
+    uint8_t repair_provider[32];                /* Execution provider that really ran it, UTF-8, zero-padded */
+    uint64_t reserved1[42];                     /* Zero */
     uint32_t payload_crc32c;                    /* CRC32C of the payload */
     uint32_t header_crc32c;                     /* CRC32C of bytes 0 to 1019 of this header */
 } dnr_volume_header;
@@ -260,7 +267,13 @@ DNR_ASSERT_OFFSET(dnr_volume_header, residual, 580);
 DNR_ASSERT_OFFSET(dnr_volume_header, method_ns, 584);
 DNR_ASSERT_OFFSET(dnr_volume_header, early_iterations, 592);
 DNR_ASSERT_OFFSET(dnr_volume_header, early_views, 596);
-DNR_ASSERT_OFFSET(dnr_volume_header, reserved1, 600);
+DNR_ASSERT_OFFSET(dnr_volume_header, repairs, 600);
+DNR_ASSERT_OFFSET(dnr_volume_header, repairs_planned, 604);
+DNR_ASSERT_OFFSET(dnr_volume_header, repairs_failed, 608);
+DNR_ASSERT_OFFSET(dnr_volume_header, repair_ms, 612);
+DNR_ASSERT_OFFSET(dnr_volume_header, repair_model, 616);
+DNR_ASSERT_OFFSET(dnr_volume_header, repair_provider, 648);
+DNR_ASSERT_OFFSET(dnr_volume_header, reserved1, 680);
 DNR_ASSERT_OFFSET(dnr_volume_header, payload_crc32c, 1016);
 DNR_ASSERT_OFFSET(dnr_volume_header, header_crc32c, 1020);
 DNR_STATIC_ASSERT(sizeof(dnr_volume_header) == DNR_VOLUME_HEADER_BYTES, "size");

@@ -387,6 +387,13 @@ fn writer_rust_reader_python() {
         missing_count: 1,
         device: text_to("cpu avx2"),
         value_scale: 2.0,
+        early_views: 30,
+        repairs: 2,
+        repairs_planned: 4,
+        repairs_failed: 1,
+        repair_ms: 12_345,
+        repair_model: text_to("compact"),
+        repair_provider: text_to("TensorRT+CPU"),
         ..volume_header()
     };
     header.missing[0] = SequenceRange { first: 7, last: 9 };
@@ -404,6 +411,8 @@ fn writer_rust_reader_python() {
         "\"generation\": 1",
         "\"spacing_mm\": [0.5, 0.25, 2.0]",
         "\"device\": \"cpu avx2\"",
+        "\"early_views\": 30, \"repairs\": 2, \"repairs_planned\": 4, \"repairs_failed\": 1, \"repair_ms\": 12345",
+        "\"repair_model\": \"compact\", \"repair_provider\": \"TensorRT+CPU\"",
     ] {
         assert!(text.contains(expected), "{expected} in {text}");
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::Failure;
 use crate::config::{Settings, format_bytes};
+use crate::daemon::{Rehearsed, rehearse_plan};
 use crate::error::exit;
 use crate::plan::{Place, Plan};
 
@@ -13,12 +14,16 @@ use crate::plan::{Place, Plan};
   diffnr plan --config gantry.toml
   DIFFNR_VOLUME__VOXELS='[256, 256, 256]' diffnr plan --config gantry.toml
   diffnr plan --config gantry.toml --json | jq .total_bytes
+  diffnr plan --config gantry.toml --rehearse              # and what an optimisation and its repairs take on this machine
 
 Ends with exit code 3 where the settings are refused, 5 where the geometry is, 6 where the plan exceeds memory.host_limit.")]
 pub(super) struct Arguments {
     /// The settings file; examples/gantry.toml lists every key
     #[arg(long, value_name = "GANTRY.TOML")]
     config: PathBuf,
+    /// Also time what is optimised and repaired, as the daemon does before it is ready: some seconds
+    #[arg(long)]
+    rehearse: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -32,13 +37,55 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let settings = Settings::load(&arguments.config).map_err(|error| super::serve::config_failure(&error))?;
     let compute = crate::daemon::carrier(&settings).map_err(|error| super::serve::daemon_failure(&error))?;
     let plan = Plan::of(&settings, &compute).map_err(|error| super::serve::plan_failure(&error))?;
-    if arguments.json {
-        let text = serde_json::to_string_pretty(&plan.report()).map_err(|error| Failure::new(exit::FAILURE, &error))?;
-        say!("{text}");
-    } else {
+    let failed = |error: serde_json::Error| Failure::new(exit::FAILURE, &error);
+    if !arguments.json {
         print_tables(&settings, &plan);
     }
-    plan.check_limit().map_err(|error| super::serve::plan_failure(&error))
+    let limit = plan.check_limit().map_err(|error| super::serve::plan_failure(&error));
+    let rehearsed = match arguments.rehearse && limit.is_ok() {
+        true => rehearse_plan(&settings, &plan).map_err(|error| super::serve::daemon_failure(&error))?,
+        false => None,
+    };
+    if arguments.json {
+        let mut report = serde_json::to_value(plan.report()).map_err(failed)?;
+        if let Some(rehearsed) = &rehearsed {
+            report["rehearsal"] = serde_json::to_value(rehearsed).map_err(failed)?;
+        }
+        say!("{}", serde_json::to_string_pretty(&report).map_err(failed)?);
+    } else if let Some(rehearsed) = &rehearsed {
+        print_rehearsal(rehearsed);
+    }
+    limit
+}
+
+fn print_rehearsal(found: &Rehearsed) {
+    say!("\nREHEARSAL ON THIS MACHINE");
+    say!("  to the first iteration  {:>9.3} s", found.before_s);
+    say!("  an iteration            {:>9.3} s", found.iteration_s);
+    if let Some(fixer) = &found.slice_fixer {
+        say!(
+            "  a repair                {:>9.3} s  {} slices by {} ({}) on {}",
+            found.repair_s,
+            fixer.slices,
+            fixer.model,
+            fixer.model_hash,
+            fixer.provider
+        );
+        say!("  being held to it        {:>9.3} s  more an iteration", found.similarity_s);
+        for refused in &fixer.refused {
+            say!("  {:34}  not by {refused}", "");
+        }
+    }
+    say!("  a volume                {:>9.3} s", found.volume_s);
+    say!("  a run of {:<6} iterations {:>6.1} s", found.iterations, found.run_s);
+    if found.slice_fixer.is_some() {
+        let share = 100.0 * found.repair_share;
+        say!("  of which {share:.1} % for repairs ({}) and what follows from them", found.repairs);
+    }
+    if found.iterations_with_early > 0 {
+        let (early, all) = (found.early_iterations, found.iterations_with_early);
+        say!("  after an early start of {early} iterations: {} more", all - early);
+    }
 }
 
 fn print_tables(settings: &Settings, plan: &Plan) {
@@ -59,9 +106,9 @@ fn print_tables(settings: &Settings, plan: &Plan) {
     say!("\nDEGRADE LADDER");
     for rule in &plan.ladder {
         let rung = format!("{:?}", rule.rung);
-        say!("  {rung:16}  enters: {}", rule.enters);
+        say!("  {rung:17}  enters: {}", rule.enters);
         if !rule.leaves.is_empty() {
-            say!("  {:16}  leaves: {}", "", rule.leaves);
+            say!("  {:17}  leaves: {}", "", rule.leaves);
         }
     }
     say!("\nBUFFERS");

@@ -78,8 +78,9 @@ fn input(error: FormatError) -> Failure {
     Failure::new(exit::INPUT, &error)
 }
 
-pub(super) fn failure(error: RepairError) -> Failure {
-    let code = match &error {
+/// The exit code of a repair that cannot be had, or failed.
+pub(super) fn code(error: &RepairError) -> u8 {
+    match error {
         RepairError::LibraryMissing { .. }
         | RepairError::Library { .. }
         | RepairError::LibraryTaken { .. }
@@ -89,8 +90,11 @@ pub(super) fn failure(error: RepairError) -> Failure {
             exit::FAILURE
         }
         _ => exit::INPUT,
-    };
-    Failure::new(code, &error)
+    }
+}
+
+pub(super) fn failure(error: RepairError) -> Failure {
+    Failure::new(code(&error), &error)
 }
 
 /// Runs the subcommand.

@@ -14,6 +14,7 @@ use crate::error::exit;
 use crate::plan::{Plan, PlanError};
 use crate::reconstruct::ReconstructError;
 use crate::reconstruct::optimise::OptimiseError;
+use crate::repair::RepairError;
 use crate::supervise::{self, StatusReport};
 
 /// Arguments of `diffnr serve`.
@@ -60,12 +61,21 @@ fn reconstruct_code(error: &ReconstructError) -> u8 {
     }
 }
 
+fn repair_code(error: &RepairError) -> u8 {
+    match error {
+        // What it was given stands in the settings.
+        RepairError::Input { .. } => exit::CONFIG,
+        _ => super::repair::code(error),
+    }
+}
+
 /// The exit code of a refused plan.
 pub(super) fn plan_failure(error: &PlanError) -> Failure {
     let code = match error {
         PlanError::OverLimit { .. } => exit::BUDGET,
         PlanError::Reconstruct(error) => reconstruct_code(error),
         PlanError::Compute(_) => exit::DEVICE,
+        PlanError::Repair(error) => repair_code(error),
     };
     Failure::new(code, error)
 }
@@ -81,6 +91,7 @@ pub(super) fn daemon_failure(error: &DaemonError) -> Failure {
             reconstruct_code(error)
         }
         DaemonError::Optimise(OptimiseError::Represent(_)) | DaemonError::Deadline { .. } => exit::CONFIG,
+        DaemonError::Repair(error) => repair_code(error),
         DaemonError::Thread { .. } => exit::FAILURE,
     };
     Failure::new(code, error)

@@ -273,6 +273,10 @@ fn method_name(number: u64) -> &'static str {
     METHODS.iter().find(|(method, _)| u64::from(*method) == number).map_or("unknown", |(_, name)| name)
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Seen {
@@ -309,6 +313,13 @@ struct SeenVolume {
     early_views: u32,
     residual: f32,
     seconds: f64,
+    repairs: u32,
+    repairs_planned: u32,
+    repairs_failed: u32,
+    repair_seconds: f64,
+    repair_model: String,
+    repair_provider: String,
+    model_hash: String,
     first_sequence: u64,
     last_sequence: u64,
     missing_frames: u64,
@@ -338,6 +349,13 @@ impl SeenVolume {
             early_views: header.early_views,
             residual: header.residual,
             seconds: header.method_ns as f64 / 1e9,
+            repairs: header.repairs,
+            repairs_planned: header.repairs_planned,
+            repairs_failed: header.repairs_failed,
+            repair_seconds: f64::from(header.repair_ms) / 1e3,
+            repair_model: text_of(&header.repair_model).into(),
+            repair_provider: text_of(&header.repair_provider).into(),
+            model_hash: hex(&header.model_hash),
             first_sequence: header.first_sequence,
             last_sequence: header.last_sequence,
             missing_frames: header.missing_frames,
@@ -345,10 +363,22 @@ impl SeenVolume {
             epoch: header.epoch,
             scan_id: header.scan_id,
             latency_ms: header.publish_ns.saturating_sub(header.last_frame_ns) as f64 / 1e6,
-            settings_hash: header.settings_hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+            settings_hash: hex(&header.settings_hash),
             device: text_of(&header.device).into(),
             provider: text_of(&header.provider).into(),
             precision: text_of(&header.precision).into(),
+        }
+    }
+}
+
+impl SeenVolume {
+    /// What repaired it, in words; empty where nothing was to.
+    fn repair_words(&self) -> String {
+        let (done, planned) = (self.repairs, self.repairs_planned);
+        match (planned, done) {
+            (0, _) => String::new(),
+            (_, 0) => format!(", 0 of {planned} repairs"),
+            _ => format!(", {done} of {planned} repairs by {} on {}", self.repair_model, self.repair_provider),
         }
     }
 }
@@ -394,7 +424,7 @@ impl Printer {
                 if seen.missing_frames > 0 { format!(", {} missing", seen.missing_frames) } else { String::new() };
             let method = match seen.iterations_planned {
                 0 => String::new(),
-                planned => format!(" {} iteration {} of {planned}", seen.method, seen.iteration),
+                planned => format!(" {} iteration {} of {planned}{}", seen.method, seen.iteration, seen.repair_words()),
             };
             format!(
                 "volume {} {}{method} {x}x{y}x{z}, {} frames{missing}, {:.2} ms after its last frame, on {} {}",

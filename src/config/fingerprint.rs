@@ -19,6 +19,9 @@ struct Recipe<'a> {
     /// Representation, losses and schedule in Rust's own words, which stand for every number exactly.
     #[serde(skip_serializing_if = "Option::is_none")]
     optimised: Option<String>,
+    /// What the model is told and where it repairs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slice_fixer: Option<String>,
 }
 
 impl Settings {
@@ -29,6 +32,9 @@ impl Settings {
         // Publications on the way do not decide the voxels.
         let optimised =
             self.optimised.as_ref().map(|o| format!("{:?} {:?} {:?} {:?}", o.method, o.optimise, o.budget, o.early));
+        // The model itself has a hash of its own in the header; who runs it stands there too.
+        let slice_fixer = self.optimised.as_ref().and_then(|optimised| optimised.slice_fixer.as_ref());
+        let slice_fixer = slice_fixer.map(|fixer| format!("{} {:?}", fixer.anatomy, fixer.planes));
         let recipe = Recipe {
             format: 1,
             geometry: &self.geometry,
@@ -38,6 +44,7 @@ impl Settings {
             method: self.optimised.as_ref().map_or("fdk", |optimised| optimised.method.name()),
             window: format!("{:?}", self.window),
             optimised,
+            slice_fixer,
         };
         // These types have string keys and finite numbers only, which JSON always takes.
         let canonical = serde_json::to_vec(&recipe).unwrap_or_default();

@@ -16,6 +16,7 @@ pub struct RawSettings {
     pub volume: RawVolume,
     pub preprocess: RawPreprocess,
     pub reconstruct: RawReconstruct,
+    pub slice_fixer: RawSliceFixer,
     pub publish: RawPublish,
     pub memory: RawMemory,
     pub supervise: RawSupervise,
@@ -91,6 +92,23 @@ section! {
         photons: f64,
         views_per_iteration: i64,
         seed: i64,
+    }
+}
+section! {
+    /// `[slice_fixer]`.
+    RawSliceFixer {
+        model: String,
+        anatomy: String,
+        repairs: i64,
+        repair_from: f64,
+        weight: f64,
+        every: i64,
+        modulus: bool,
+        planes: Vec<String>,
+        provider: String,
+        onnxruntime: PathBuf,
+        engines: PathBuf,
+        deadline_s: f64,
     }
 }
 section! {

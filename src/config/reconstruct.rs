@@ -1,8 +1,8 @@
 //! `[reconstruct]`: the method, and what a method that optimises a representation is told.
 
-use super::ConfigError;
 use super::raw::RawReconstruct;
 use super::resolve::{choice, count, in_range};
+use super::{ConfigError, SliceFixerSettings};
 use crate::geometry::{ScanGeometry, VolumeGrid};
 use crate::reconstruct::ReconstructError;
 use crate::reconstruct::optimise::{EarlyStart, Method, OptimiseSettings, Recipe, USUAL_ITERATIONS};
@@ -25,6 +25,8 @@ pub struct OptimisedSettings {
     pub publish: PublishEvery,
     /// What is done before the last frame.
     pub early: EarlyIterations,
+    /// What repairs the volume on its way; `None`: nothing.
+    pub slice_fixer: Option<SliceFixerSettings>,
 }
 
 /// How many iterations an [`EarlyStart`] has.
@@ -142,5 +144,5 @@ pub(super) fn optimised(raw: &RawReconstruct, grid: &VolumeGrid) -> Result<Optio
             EarlyIterations::Count(count("reconstruct.early_iterations", given, 0, 0, most)?)
         }
     };
-    Ok(method.map(|method| OptimisedSettings { method, optimise, budget, publish, early }))
+    Ok(method.map(|method| OptimisedSettings { method, optimise, budget, publish, early, slice_fixer: None }))
 }

@@ -64,6 +64,9 @@ pub(super) fn resolve(raw: &RawSettings, folder: &Path) -> Result<Settings, Conf
     let mu_water_per_mm =
         in_range("volume.mu_water_per_mm", raw.volume.mu_water_per_mm.or(source.mu_water_per_mm), 0.0193, 1e-4, 1.0)?;
     let views = source.geometry.views.len() as i64;
+    let mut optimised = super::reconstruct::optimised(&raw.reconstruct, &grid)?;
+    let is_absolute = source.is_absolute || raw.volume.mu_water_per_mm.is_some();
+    super::slice_fixer::slice_fixer(&raw.slice_fixer, &mut optimised, is_absolute, folder)?;
     let window = choice("reconstruct.window", raw.reconstruct.window.as_deref(), "ram-lak", &Window::NAMES)?;
     let limit = raw.memory.host_limit.as_deref().unwrap_or("2 GiB");
     let host_limit_bytes = parse_bytes(limit).filter(|bytes| *bytes > 0).ok_or_else(|| {
@@ -86,7 +89,7 @@ pub(super) fn resolve(raw: &RawSettings, folder: &Path) -> Result<Settings, Conf
         mu_water_per_mm,
         preprocess: preprocess(&raw.preprocess, folder)?,
         window,
-        optimised: super::reconstruct::optimised(&raw.reconstruct, &grid)?,
+        optimised,
         host_limit_bytes,
         supervise: supervise(&raw.supervise, folder)?,
         compute: compute(raw)?,
@@ -119,6 +122,8 @@ struct PoseSource {
     geometry: ScanGeometry,
     grid: Option<VolumeGrid>,
     mu_water_per_mm: Option<f64>,
+    /// Lengths are mm and values attenuations: HU mean something.
+    is_absolute: bool,
     words: String,
 }
 
@@ -149,6 +154,7 @@ fn from_scan(path: &Path) -> Result<PoseSource, ConfigError> {
         geometry: description.geometry,
         grid: Some(description.grid),
         mu_water_per_mm: Some(description.scale.mu_water_per_mm),
+        is_absolute: description.scale.is_absolute,
         words,
     })
 }
@@ -221,7 +227,7 @@ fn orbit(raw: &RawGeometry, folder: &Path) -> Result<PoseSource, ConfigError> {
             (orbit.over_arc(views, start_deg.to_radians(), arc_deg.to_radians()), words)
         }
     };
-    Ok(PoseSource { geometry, grid: None, mu_water_per_mm: None, words })
+    Ok(PoseSource { geometry, grid: None, mu_water_per_mm: None, is_absolute: true, words })
 }
 
 /// Gantry angles in degrees, one a line; empty lines and `#` comments are left out.

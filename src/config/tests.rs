@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::reconstruct::optimise::AugmentSettings;
 
 const ORBIT: &str = "
 [geometry]
@@ -45,6 +46,14 @@ fn the_example_is_valid_complete_and_says_the_defaults() {
     let example = optimised(&text.replace("method = \"fdk\"", "method = \"gaussians\""));
     let bare = optimised(&format!("{ORBIT}\n[reconstruct]\nmethod = \"gaussians\""));
     assert_eq!((bare.optimise, bare.budget, bare.publish), (example.optimise, example.budget, example.publish));
+    assert!(bare.slice_fixer.is_none() && example.slice_fixer.is_none(), "none unless asked for");
+    // And those of the repairs.
+    let method = text.replace("method = \"fdk\"", "method = \"gaussians\"");
+    let example = optimised(&method.replace("model = \"none\"", "model = \"shipped\""));
+    let bare =
+        optimised(&format!("{ORBIT}\n[reconstruct]\nmethod = \"gaussians\"\n[slice_fixer]\nmodel = \"shipped\""));
+    assert!(bare.optimise.augment == Some(AugmentSettings::default()) && bare.slice_fixer.is_some());
+    assert_eq!((bare.optimise, bare.slice_fixer), (example.optimise, example.slice_fixer));
 }
 
 #[test]
@@ -98,6 +107,31 @@ fn refusals_name_field_value_and_what_to_change() {
         ("[reconstruct]\nphotons = inf", ["reconstruct.photons = inf", "between 1 and"]),
         ("[reconstruct]\nviews_per_iteration = 0", ["reconstruct.views_per_iteration = 0", "between 1 and"]),
         ("[reconstruct]\nseed = -1", ["reconstruct.seed = -1", "between 0 and"]),
+        ("[slice_fixer]\nmodel = \"nowhere\"", ["slice_fixer.model = \"nowhere\"", "manifest.toml"]),
+        ("[slice_fixer]\nmodel = \"\"", ["slice_fixer.model = \"\"", "\"shipped\""]),
+        (
+            "[slice_fixer]\nmodel = \"shipped\"",
+            ["slice_fixer.model = \"shipped\"", "reconstruct.method = \"gaussians\""],
+        ),
+        ("[slice_fixer]\nrepairs = 0", ["slice_fixer.repairs = 0", "between 1 and"]),
+        ("[slice_fixer]\nrepair_from = 1.0", ["slice_fixer.repair_from = 1", "between 0 and"]),
+        ("[slice_fixer]\nweight = 0.0", ["slice_fixer.weight = 0", "default 0.5"]),
+        ("[slice_fixer]\nevery = 0", ["slice_fixer.every = 0", "between 1 and"]),
+        ("[slice_fixer]\nmodulus = \"perhaps\"", ["modulus", "correct the value's type"]),
+        ("[slice_fixer]\nplanes = []", ["slice_fixer.planes = []", "one at least"]),
+        (
+            "[slice_fixer]\nplanes = [\"axial\", \"axial\"]",
+            ["slice_fixer.planes = [\"axial\", \"axial\"]", "at most once"],
+        ),
+        ("[slice_fixer]\nplanes = [\"oblique\"]", ["slice_fixer.planes = [\"oblique\"]", "\"sagittal\""]),
+        ("[slice_fixer]\nprovider = \"rocm\"", ["slice_fixer.provider = \"rocm\"", "\"tensorrt-rtx\""]),
+        ("[slice_fixer]\nonnxruntime = \"nowhere\"", ["slice_fixer.onnxruntime = ", "is not there"]),
+        ("[slice_fixer]\nanatomy = \"\"", ["slice_fixer.anatomy = \"\"", "part of the body"]),
+        ("[slice_fixer]\ndeadline_s = 0.0", ["slice_fixer.deadline_s = 0", "between 0.01 and"]),
+        (
+            "[reconstruct]\nmethod = \"field\"\niterations = 1\n[slice_fixer]\nmodel = \"shipped\"",
+            ["slice_fixer.repair_from = 0.5", "reconstruct.iterations = 1"],
+        ),
         ("[compute]\nthreads = \"many\"", ["many", "correct the value's type"]),
     ] {
         let message = refusal(text);
@@ -174,6 +208,12 @@ fn the_hash_is_of_what_decides_the_voxels_and_of_nothing_else() {
     ] {
         assert_ne!(optimised(""), optimised(extra), "{extra}");
     }
+    let fixed = |extra: &str| optimised(&format!("[slice_fixer]\nmodel = \"shipped\"\n{extra}"));
+    assert_ne!(fixed(""), optimised(""));
+    assert_eq!(fixed(""), fixed("provider = \"cpu\"\ndeadline_s = 3.0"), "who runs it stands in the header");
+    for extra in ["weight = 0.4", "repairs = 2", "planes = [\"axial\"]", "anatomy = \"chest\"", "modulus = true"] {
+        assert_ne!(fixed(""), fixed(extra), "{extra}");
+    }
     let other_size = ORBIT.replace("[100, 100, 50]", "[100, 100, 51]");
     assert_ne!(base, Settings::from_toml(&other_size, Path::new(".")).unwrap().hash());
 }
@@ -197,7 +237,8 @@ fn a_scene_gives_poses_volume_and_water_and_cannot_stand_beside_an_orbit() {
         scale: crate::formats::SceneScale::hu_window(0.0205),
         patient_offset_mm: glam::DVec3::ZERO,
     };
-    crate::formats::scene::write(&folder.path().join("scene"), &crate::formats::scene::Scene::new(scan)).unwrap();
+    let scene = crate::formats::scene::Scene::new(scan.clone());
+    crate::formats::scene::write(&folder.path().join("scene"), &scene).unwrap();
     let settings = Settings::from_toml("[geometry]\nscan = \"scene\"", folder.path()).unwrap();
     assert_eq!(settings.grid.voxels, [4, 5, 6]);
     assert_eq!(settings.mu_water_per_mm, 0.0205);
@@ -207,6 +248,15 @@ fn a_scene_gives_poses_volume_and_water_and_cannot_stand_beside_an_orbit() {
     let finer = "[geometry]\nscan = \"scene\"\n[volume]\nvoxels = [8, 10, 12]";
     let finer = Settings::from_toml(finer, folder.path()).unwrap();
     assert_eq!((finer.grid.voxels, finer.grid.size_mm()), ([8, 10, 12], settings.grid.size_mm()));
+    // Without a scale there are no HU, and so nothing for SliceFixer; unless the settings say what water is.
+    let relative = crate::formats::Scan { scale: crate::formats::SceneScale::unstated(), ..scan };
+    let relative = crate::formats::scene::Scene::new(relative);
+    crate::formats::scene::write(&folder.path().join("relative"), &relative).unwrap();
+    let text = "[geometry]\nscan = \"relative\"\n[reconstruct]\nmethod = \"field\"\n[slice_fixer]\nmodel = \"shipped\"";
+    let refused = Settings::from_toml(text, folder.path()).unwrap_err().to_string();
+    assert!(refused.contains("slice_fixer.model = \"shipped\"") && refused.contains("no absolute scale"), "{refused}");
+    let with_water = format!("{text}\n[volume]\nmu_water_per_mm = 0.02");
+    assert!(Settings::from_toml(&with_water, folder.path()).unwrap().optimised.unwrap().slice_fixer.is_some());
     let both = Settings::from_toml("[geometry]\nscan = \"scene\"\nviews = 3", folder.path()).unwrap_err().to_string();
     assert!(both.contains("geometry.views = 3") && both.contains("geometry.scan"), "{both}");
     let missing = Settings::from_toml("[geometry]\nscan = \"nowhere\"", folder.path()).unwrap_err().to_string();

@@ -38,7 +38,7 @@ impl Schedule {
         let iterations = match budget {
             RunBudget::Iterations(count) => count,
             RunBudget::DeadlineS(seconds) => {
-                cost.iterations_within(Duration::from_secs_f64(seconds), publish, cost.before)
+                cost.iterations_within(Duration::from_secs_f64(seconds), publish, cost.before, 0)
             }
         };
         if iterations == 0 {
@@ -62,7 +62,8 @@ impl Schedule {
             RunBudget::Iterations(count) => count,
             RunBudget::DeadlineS(seconds) => {
                 // Only the views are to be loaded.
-                early_iterations + cost.iterations_within(Duration::from_secs_f64(seconds), publish, cost.load)
+                let deadline = Duration::from_secs_f64(seconds);
+                early_iterations + cost.iterations_within(deadline, publish, cost.load, early_iterations)
             }
         };
         let early = Some(EarlyStart { views, iterations: early_iterations });
@@ -109,6 +110,7 @@ mod tests {
         before: Duration::from_millis(2_500),
         iteration: Duration::from_millis(100),
         volume: Duration::from_millis(100),
+        repairs: None,
     };
 
     fn schedule(budget: RunBudget, early: EarlyIterations, seconds_a_scan: f64) -> Schedule {

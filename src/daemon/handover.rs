@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use crate::geometry::{Detector, ScanGeometry, ViewPose};
 use crate::reconstruct::optimise::ScanViews;
+use crate::repair::Ender;
 
 /// Values that one task copies.
 const CHUNK: usize = 1 << 16;
@@ -98,7 +99,10 @@ pub(super) struct Job {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
     /// As planned.
-    Done,
+    Done {
+        /// Every repair that was planned was done; also where none was.
+        repaired: bool,
+    },
     /// Given up.
     Frozen {
         /// Of this job.
@@ -123,6 +127,10 @@ pub struct Handover {
     /// Views of an early start, once that is fixed; 0: there is none.
     early_views: AtomicU32,
     ended: Mutex<Option<Ended>>,
+    /// A repair was given up.
+    unrepaired: AtomicBool,
+    /// Ends a repair.
+    ender: OnceLock<Ender>,
     worker: OnceLock<Thread>,
 }
 
@@ -143,6 +151,8 @@ impl Handover {
             iterations: AtomicU32::new(0),
             early_views: AtomicU32::new(0),
             ended: Mutex::new(None),
+            unrepaired: AtomicBool::new(false),
+            ender: OnceLock::new(),
             worker: OnceLock::new(),
         }
     }
@@ -164,6 +174,7 @@ impl Handover {
     /// A scan has ended and its run is due; one that works on fewer views of it ends. Returns whether there was one.
     pub(super) fn expect(&self) -> bool {
         self.wanted.store(0, Ordering::Release);
+        self.end_repair();
         self.published.store(false, Ordering::Release);
         self.open.swap(true, Ordering::AcqRel)
     }
@@ -189,12 +200,18 @@ impl Handover {
     /// The next scan begins: whatever runs or was due is over. Returns whether there was something.
     pub(super) fn withdraw(&self) -> bool {
         self.wanted.store(0, Ordering::Release);
+        self.end_repair();
         self.open.swap(false, Ordering::AcqRel)
     }
 
     /// How the last run ended, once.
     pub(super) fn take_ended(&self) -> Option<Ended> {
         self.ended.try_lock().ok().and_then(|mut ended| ended.take())
+    }
+
+    /// Whether a repair was given up, once.
+    pub(super) fn take_unrepaired(&self) -> bool {
+        self.unrepaired.swap(false, Ordering::AcqRel)
     }
 
     /// The job that is wanted; 0: none.
@@ -217,7 +234,19 @@ impl Handover {
         self.early_views.load(Ordering::Acquire)
     }
 
+    /// Ends the repair that is going on; whoever works on it finds that it is not wanted any more.
+    pub(super) fn end_repair(&self) {
+        if let Some(ender) = self.ender.get() {
+            ender.end();
+        }
+    }
+
     // The optimise thread's side.
+
+    /// What ends a repair.
+    pub(super) fn set_ender(&self, ender: Ender) {
+        let _set_before = self.ender.set(ender);
+    }
 
     /// The calling thread is the one to wake.
     pub(super) fn work_here(&self) {
@@ -245,6 +274,11 @@ impl Handover {
     /// A volume is about to be published, or could not be.
     pub(super) fn set_published(&self, published: bool) {
         self.published.store(published, Ordering::Release);
+    }
+
+    /// A repair was given up: the run goes on without it.
+    pub(super) fn tell_unrepaired(&self) {
+        self.unrepaired.store(true, Ordering::Release);
     }
 
     /// The run of job `number` is over; `false`: it was ended from the other side, and counts as superseded there.

@@ -9,7 +9,7 @@
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use firmware_bridge::clock::monotonic_ns;
 use firmware_bridge::error::PublishError;
@@ -17,12 +17,14 @@ use firmware_bridge::layout::{METHOD_FIELD, METHOD_GAUSSIANS, VOLUME_DEGRADED, V
 
 use super::early::EarlyWatch;
 use super::handover::{Ended, Handover, Job, LastVolume, Portion};
+use super::repairs::ScanRepairs;
 use crate::compute::cpu::CpuCompute;
 use crate::config::PublishEvery;
+use crate::geometry::ScanGeometry;
 use crate::publish::Publisher;
 use crate::reconstruct::optimise::{Budget, EarlyStart, Method, OptimiseError, Optimiser, Outcome, Recipe};
 use crate::reconstruct::{Observer, Progress, StopReason};
-use crate::supervise::{Event, OptimisationEnd, OptimiseProgress, Stage, Supervision};
+use crate::supervise::{Event, OptimisationEnd, OptimiseProgress, RunRepairs, Stage, Supervision};
 
 /// How long the thread sleeps at most when there is nothing to do.
 const NAP: Duration = Duration::from_millis(20);
@@ -33,6 +35,7 @@ const SLOT_NAP: Duration = Duration::from_millis(5);
 /// What the thread is given.
 pub(super) struct OptimiseParts {
     pub(super) recipe: Recipe,
+    pub(super) geometry: ScanGeometry,
     pub(super) publisher: Publisher,
     pub(super) handover: Arc<Handover>,
     pub(super) last: Arc<Mutex<LastVolume>>,
@@ -58,6 +61,8 @@ pub(super) struct Optimisation<'p> {
     pub(super) optimiser: Optimiser,
     pub(super) parts: OptimiseParts,
     pub(super) schedule: Schedule,
+    /// What repairs the volume on its way.
+    pub(super) repairs: Option<ScanRepairs>,
     /// The early start that came to its end last, where nothing came after it: number of its job, and seconds.
     early_done: Option<(u64, f64)>,
     /// What publishing the last volume takes: a run must end that long before its deadline.
@@ -66,9 +71,18 @@ pub(super) struct Optimisation<'p> {
 
 impl<'p> Optimisation<'p> {
     /// Allocates everything.
-    pub(super) fn new(parts: OptimiseParts, compute: &'p CpuCompute) -> Result<Self, OptimiseError> {
-        let optimiser = parts.recipe.optimiser()?;
-        Ok(Self { compute, optimiser, parts, schedule: Schedule::default(), early_done: None, reserve_ns: 0 })
+    pub(super) fn new(
+        parts: OptimiseParts,
+        repairs: Option<ScanRepairs>,
+        compute: &'p CpuCompute,
+    ) -> Result<Self, OptimiseError> {
+        let mut optimiser = parts.recipe.optimiser()?;
+        if let Some(repairs) = &repairs {
+            let teller = Some((Arc::clone(&parts.supervision), Arc::clone(&parts.handover)));
+            optimiser.repair_with(repairs.repairer(teller))?;
+        }
+        let schedule = Schedule::default();
+        Ok(Self { compute, optimiser, parts, schedule, repairs, early_done: None, reserve_ns: 0 })
     }
 
     /// Works off jobs until a stop.
@@ -118,8 +132,15 @@ impl<'p> Optimisation<'p> {
             ..job.header
         };
         let deadline_ns = parts.deadline_ns.map(|ns| (header.last_frame_ns + ns).saturating_sub(reserve_ns));
+        if let Some(repairs) = &mut self.repairs {
+            let until = deadline_ns
+                .and_then(|ns| Instant::now().checked_add(Duration::from_nanos(ns.saturating_sub(monotonic_ns()))));
+            repairs.begin(&job.scan.views(), &parts.geometry, until);
+            begin_repairs(&parts.supervision, repairs.augment.planned(before, iterations));
+        }
         let mut watch = Watch {
             number,
+            repairs: self.repairs.as_ref(),
             header,
             began_ns,
             deadline_ns,
@@ -165,7 +186,7 @@ fn start_early(
     drop(job);
     let outcome = loaded
         .and_then(|()| optimiser.begin(compute, None, &watch))
-        .and_then(|()| optimiser.run(compute, Budget::Iterations(iterations), &mut watch));
+        .and_then(|()| optimiser.start_early(compute, iterations, &mut watch));
     if let Some(optimise) = supervision.optimise().as_mut() {
         optimise.progress.running = false;
     }
@@ -179,6 +200,13 @@ fn begin_progress(supervision: &Supervision, scan_id: u64, iterations: usize) {
         let progress = &mut optimise.progress;
         (progress.running, progress.scan_id, progress.iterations_planned) = (true, scan_id, iterations as u32);
         (progress.iteration, progress.residual, progress.seconds) = (0, None, 0.0);
+    }
+}
+
+/// The same of its repairs.
+fn begin_repairs(supervision: &Supervision, planned: usize) {
+    if let Some(telemetry) = supervision.slice_fixer().as_mut() {
+        telemetry.run = RunRepairs { planned: planned as u32, ..RunRepairs::default() };
     }
 }
 
@@ -209,6 +237,7 @@ pub(super) fn method_number(method: &Method) -> u32 {
 /// Watches a run: publishes, tells, and says when it is over.
 struct Watch<'a> {
     number: u64,
+    repairs: Option<&'a ScanRepairs>,
     header: VolumeHeader,
     began_ns: u64,
     deadline_ns: Option<u64>,
@@ -240,6 +269,11 @@ impl Watch<'_> {
         }
     }
 
+    /// What the run's repairs have come to.
+    fn run_repairs(&self) -> RunRepairs {
+        self.supervision.slice_fixer().as_ref().map_or(RunRepairs::default(), |telemetry| telemetry.run)
+    }
+
     fn begin(&self) {
         begin_progress(self.supervision, self.header.scan_id, self.iterations);
         if let Some(optimise) = self.supervision.optimise().as_mut() {
@@ -250,7 +284,7 @@ impl Watch<'_> {
     /// Publishes a volume, if the run is still wanted and a slot is free.
     fn publish(&mut self, values: &[f32], iteration: usize, residual: f64, status: u32) -> Published {
         let began_ns = monotonic_ns();
-        let header = VolumeHeader {
+        let mut header = VolumeHeader {
             iteration: iteration as u32,
             residual: residual as f32,
             method_ns: began_ns.saturating_sub(self.began_ns),
@@ -259,6 +293,9 @@ impl Watch<'_> {
             iterations_planned: self.iterations as u32,
             ..self.header
         };
+        if let Some(repairs) = self.repairs {
+            repairs.stamp(self.run_repairs(), &mut header);
+        }
         let (handover, number) = (self.handover, self.number);
         let outcome = self.publisher.if_wanted(&header, values, || {
             let wanted = handover.wanted() == number;
@@ -286,11 +323,10 @@ impl Watch<'_> {
         let now_ns = monotonic_ns();
         if let Some(optimise) = self.supervision.optimise().as_mut() {
             let counters = &mut optimise.counters;
-            match (status & VOLUME_DEGRADED != 0, iteration >= self.iterations) {
-                (true, _) => counters.degraded += 1,
-                (false, true) => counters.last += 1,
-                (false, false) => counters.intermediate += 1,
-            }
+            let (is_degraded, is_last) = (status & VOLUME_DEGRADED != 0, iteration >= self.iterations);
+            counters.degraded += u64::from(is_degraded);
+            counters.last += u64::from(is_last);
+            counters.intermediate += u64::from(!is_degraded && !is_last);
             counters.publish_ns += now_ns - began_ns;
             let interval_ns = now_ns - std::mem::replace(&mut self.volume_ns, now_ns);
             counters.max_volume_interval_ns = counters.max_volume_interval_ns.max(interval_ns);
@@ -334,7 +370,9 @@ impl Watch<'_> {
             OptimisationEnd::Done => {
                 // A run that its own rules ended before is as done as any.
                 self.iterations = of_iteration;
-                self.publish_at_last(values, of_iteration, residual, 0);
+                // With a repair left out it is less than was planned.
+                let status = if self.run_repairs().failed > 0 { VOLUME_DEGRADED } else { 0 };
+                self.publish_at_last(values, of_iteration, residual, status);
             }
             OptimisationEnd::Diverged | OptimisationEnd::DeadlineMissed if of_iteration > 0 => {
                 self.publish_at_last(values, of_iteration, residual, VOLUME_DEGRADED);
@@ -351,7 +389,7 @@ impl Watch<'_> {
             }
         });
         let ended = match end {
-            OptimisationEnd::Done => Ended::Done,
+            OptimisationEnd::Done => Ended::Done { repaired: self.run_repairs().failed == 0 },
             _ => Ended::Frozen { number: self.number, has_volume: of_iteration > 0 },
         };
         // Which of the two sides comes first decides what the run counts as.

@@ -421,12 +421,20 @@ impl<'p> Pipeline<'p> {
         }
     }
 
-    /// Heeds how the last optimisation ended.
+    /// Heeds how the last optimisation ended, and whether it does without a repair.
     fn heed_optimisation(&mut self) {
-        let Some(ended) = self.handover.as_ref().and_then(|handover| handover.take_ended()) else { return };
+        let Some(handover) = &self.handover else { return };
+        // In this order: a repair given up after the run that has ended belongs to the next.
+        let (ended, unrepaired) = (handover.take_ended(), handover.take_unrepaired());
         match ended {
-            Ended::Done => tell_rung(&self.supervision, self.ladder.thawed(), self.ladder.rung()),
-            Ended::Frozen { number, has_volume } => {
+            None => {}
+            Some(Ended::Done { repaired }) => {
+                if repaired {
+                    tell_rung(&self.supervision, self.ladder.repaired(), self.ladder.rung());
+                }
+                tell_rung(&self.supervision, self.ladder.thawed(), self.ladder.rung());
+            }
+            Some(Ended::Frozen { number, has_volume }) => {
                 tell_rung(&self.supervision, self.ladder.froze(), self.ladder.rung());
                 // The volume that it began from is the last good one.
                 if let (false, true, Some(scale)) = (has_volume, number == self.offered, self.in_accumulator)
@@ -437,7 +445,12 @@ impl<'p> Pipeline<'p> {
                 }
             }
         }
-        self.account(monotonic_ns());
+        if unrepaired {
+            tell_rung(&self.supervision, self.ladder.unrepaired(), self.ladder.rung());
+        }
+        if unrepaired || ended.is_some() {
+            self.account(monotonic_ns());
+        }
     }
 
     /// Tries a publication once more that found every slot leased.

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::RepairPlan;
 use crate::config::{Calibration, EarlyIterations, OptimisedSettings, PublishEvery, RunBudget, Settings};
 use crate::reconstruct::optimise::{EarlyStart, Recipe};
 use crate::supervise::Rung;
@@ -29,7 +30,7 @@ pub struct RungRule {
 }
 
 /// The schedule of a scan.
-pub(super) fn schedule(settings: &Settings, recipe: Option<&Recipe>) -> Vec<Step> {
+pub(super) fn schedule(settings: &Settings, recipe: Option<&Recipe>, repairs: Option<&RepairPlan>) -> Vec<Step> {
     let step = |when: String, what: &str, deadline: String| Step { when, what: what.into(), deadline };
     let views = settings.geometry.views.len();
     let frame_ms = settings.publish.frame_time_ns() as f64 / 1e6;
@@ -68,7 +69,7 @@ pub(super) fn schedule(settings: &Settings, recipe: Option<&Recipe>) -> Vec<Step
     }
     steps.push(step(format!("after view {views}"), "publish FULL", format!("{frame_ms:.1} ms after the last frame")));
     if let (Some(optimised), Some(recipe)) = (&settings.optimised, recipe) {
-        steps.extend(optimisation(optimised, recipe));
+        steps.extend(optimisation(optimised, recipe, repairs));
     }
     steps.push(step(
         format!("LAST frame with views missing, or no frame for {} ms", settings.supervise.frame_timeout_ms),
@@ -84,7 +85,7 @@ pub(super) fn schedule(settings: &Settings, recipe: Option<&Recipe>) -> Vec<Step
 }
 
 /// What follows the FULL volume.
-fn optimisation(optimised: &OptimisedSettings, recipe: &Recipe) -> Vec<Step> {
+fn optimisation(optimised: &OptimisedSettings, recipe: &Recipe, repairs: Option<&RepairPlan>) -> Vec<Step> {
     let step = |when: String, what: String, deadline: String| Step { when, what, deadline };
     let (plan, method) = (recipe.plan(), recipe.method());
     let settings = plan.settings();
@@ -129,6 +130,10 @@ fn optimisation(optimised: &OptimisedSettings, recipe: &Recipe) -> Vec<Step> {
             deadline,
         ),
     ]);
+    if let Some(repairs) = repairs {
+        let deadline_ms = optimised.slice_fixer.as_ref().and_then(|fixer| fixer.deadline_ms);
+        steps.extend(repairs.steps(optimised, deadline_ms));
+    }
     let when = match optimised.publish {
         PublishEvery::Iterations(0) => None,
         PublishEvery::Iterations(every) => Some(format!("every {every} iterations")),
@@ -151,6 +156,14 @@ pub(super) fn ladder(settings: &Settings) -> Vec<RungRule> {
     let rule = |rung, enters: String, leaves: &str| RungRule { rung, enters, leaves: leaves.into() };
     let staging = settings.supervise.staging_frames;
     let mut rules = vec![rule(Rung::Full, "start".into(), "")];
+    if settings.optimised.as_ref().is_some_and(|optimised| optimised.slice_fixer.is_some()) {
+        rules.push(rule(
+            Rung::WithoutSliceFixer,
+            "a repair is late, fails, or gives what no volume can be: the optimisation goes on without, its last volume is DEGRADED"
+                .into(),
+            "an optimisation is done whose repairs all were",
+        ));
+    }
     if settings.optimised.is_some() {
         rules.push(rule(
             Rung::Frozen,

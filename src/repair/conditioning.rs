@@ -32,11 +32,18 @@ impl<'a> Conditioning<'a> {
             return Err(RepairError::input("projections' shape", found, format!("must be the geometry's, {shape:?}")));
         }
         let angles: Vec<f64> = geometry.views.iter().map(|view| view.source_angle_rad()).collect();
-        let Some(pair) = biplanar_pair(&angles) else {
-            return Err(RepairError::input("views", angles.len(), "two at least are needed to condition SliceFixer"));
-        };
+        let pair = biplanar(&angles)?;
         Ok(Self { views: pair.map(|view| projections.index_axis_move(Axis(0), view)), anatomy })
     }
+}
+
+/// Which of the views at these angles condition the model.
+///
+/// # Errors
+/// [`RepairError::Input`] where there are fewer than two.
+pub(crate) fn biplanar(angles_rad: &[f64]) -> Result<[usize; 2], RepairError> {
+    let refuse = || RepairError::input("views", angles_rad.len(), "two at least are needed to condition SliceFixer");
+    biplanar_pair(angles_rad).ok_or_else(refuse)
 }
 
 /// A view averaged to `rows x columns`: each cell is the plain mean of the pixels from `floor(i n / rows)` to `ceil((i + 1) n / rows)`, as

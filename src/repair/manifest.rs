@@ -293,6 +293,15 @@ impl GraphContract {
         })
     }
 
+    /// Bytes of its file.
+    ///
+    /// # Errors
+    /// [`RepairError::Read`].
+    pub fn file_bytes(&self) -> Result<u64, RepairError> {
+        let failed = |error: std::io::Error| RepairError::Read { path: self.path.clone(), reason: error.to_string() };
+        Ok(std::fs::metadata(&self.path).map_err(failed)?.len())
+    }
+
     /// Sizes of a value, which must be as `wanted` has them: a name, a number, or `#` for any number; 0 where a name stands.
     fn sizes<const N: usize>(
         &self,

@@ -15,7 +15,7 @@ use super::library::{self, Library};
 use super::manifest::{Manifest, Plane};
 use super::providers::{self, Demand, Provider, Providers, Setting};
 use super::slices::Layout;
-use super::watchdog::Watchdog;
+use super::watchdog::{Ender, Watchdog};
 use super::{RepairError, raw};
 
 /// Folder of models, in place of `models` beside the working directory and the executable.
@@ -62,7 +62,24 @@ impl Options {
         }
     }
 
-    fn check(&self) -> Result<(), RepairError> {
+    /// Slices of all planes: what a whole repair runs.
+    #[must_use]
+    pub fn slices(&self) -> usize {
+        self.planes.iter().map(|plane| self.voxels[plane.axes()[0]]).sum()
+    }
+
+    /// Bytes that a model of this manifest binds ([`SliceFixer::buffer_bytes`]) once it is loaded.
+    #[must_use]
+    pub fn buffer_bytes(&self, manifest: &Manifest) -> usize {
+        let planes = self.planes.iter().map(|plane| layout(*plane, self, manifest));
+        bound_bytes(manifest, planes.map(|(_, layout, batch)| (layout, batch)))
+    }
+
+    /// Refuses options that cannot work.
+    ///
+    /// # Errors
+    /// [`RepairError::Input`] naming the field.
+    pub fn check(&self) -> Result<(), RepairError> {
         if let Some(count) = self.voxels.into_iter().find(|count| !(1..=8192).contains(count)) {
             return Err(RepairError::input("voxels", count, "must be 1 to 8192 along each axis"));
         }
@@ -275,13 +292,7 @@ impl SliceFixer {
     /// Bytes of the buffers that are bound to the sessions; what ONNX Runtime takes for itself comes on top.
     #[must_use]
     pub fn buffer_bytes(&self) -> usize {
-        let images = |bound: &Bound| {
-            let pixels = bound.layout.padded[0] * bound.layout.padded[1];
-            bound.batch * (pixels * (2 * self.manifest.neighbours + 2) * 4 + 12)
-        };
-        let [rows, columns] = self.manifest.projection;
-        let [tokens, width] = self.manifest.context;
-        self.bound.iter().map(images).sum::<usize>() + 4 * (2 * rows * columns + tokens * width) + 8
+        bound_bytes(&self.manifest, self.bound.iter().map(|bound| (bound.layout, bound.batch)))
     }
 
     /// The model's view of a scan, `[token][width]`; zero until [`SliceFixer::condition`] was called.
@@ -296,13 +307,16 @@ impl SliceFixer {
     /// [`RepairError::Input`] for views that cannot be taken, [`RepairError::Run`].
     pub fn condition(&mut self, scan: &Conditioning<'_>) -> Result<(), RepairError> {
         self.conditioned = false;
+        // What ended a repair before does not end this.
+        self.allow_until(None)?;
         let size = self.manifest.projection;
         let (_, projections) = self.projections.extract_tensor_mut();
         for (view, out) in scan.views.iter().zip(projections.chunks_exact_mut(size[0] * size[1])) {
             conditioning::average_onto(view.view(), size, out)?;
         }
         self.anatomy.extract_tensor_mut().1[0] = self.manifest.anatomy_index(scan.anatomy) as i64;
-        self.conditioner.run_binding(&self.conditioner_binding).map_err(|error| RepairError::run(&error))?;
+        raw::run(&mut self.conditioner, &self.conditioner_binding, self.watchdog.options())
+            .map_err(|reason| RepairError::Run { reason })?;
         if let Some(value) = self.context().iter().find(|value| !value.is_finite()) {
             return Err(RepairError::Run { reason: format!("the scan's context holds {value}") });
         }
@@ -367,6 +381,12 @@ impl SliceFixer {
         Ok(self.bound[place].repaired.extract_tensor().1)
     }
 
+    /// What ends a repair from another thread, where its [`super::Watch`] then says that it is to leave off.
+    #[must_use]
+    pub fn ender(&self) -> Ender {
+        self.watchdog.ender()
+    }
+
     /// Runs from now on are ended when the deadline passes; without one they last as long as they like.
     pub(super) fn allow_until(&self, deadline: Option<Instant>) -> Result<(), RepairError> {
         self.watchdog.arm(deadline).map_err(|error| RepairError::run(&error))
@@ -381,6 +401,17 @@ impl SliceFixer {
         raw::run(&mut self.repairer, binding, self.watchdog.options()).map_err(|reason| RepairError::Run { reason })?;
         binding.synchronize_outputs().map_err(failed)
     }
+}
+
+/// Bytes of the buffers that are bound to the sessions: slices and repaired slices of each plane's batch, projections, context.
+fn bound_bytes(manifest: &Manifest, planes: impl Iterator<Item = (Layout, usize)>) -> usize {
+    let images = |(layout, batch): (Layout, usize)| {
+        let pixels = layout.padded[0] * layout.padded[1];
+        batch * (pixels * (2 * manifest.neighbours + 2) * 4 + 12)
+    };
+    let [rows, columns] = manifest.projection;
+    let [tokens, width] = manifest.context;
+    planes.map(images).sum::<usize>() + 4 * (2 * rows * columns + tokens * width) + 8
 }
 
 /// What a warm-up took.

@@ -63,6 +63,12 @@ impl Repair {
         Ok(Self { voxels, mu_water_per_mm, mean: vec![0.0; count], spread })
     }
 
+    /// Bytes of the buffers for so many voxels and planes.
+    #[must_use]
+    pub fn bytes(voxels: [usize; 3], planes: usize) -> usize {
+        size_of::<f32>() * voxels.iter().product::<usize>() * planes.min(2)
+    }
+
     /// Bytes of the buffers.
     #[must_use]
     pub fn buffer_bytes(&self) -> usize {
@@ -126,9 +132,10 @@ impl Repair {
                     return Err(RepairError::Interrupted);
                 }
                 let count = batch.min(layout.size[0] - first);
-                // A run that was ended fails like any other; the clock says why.
+                // A run that was ended fails like any other; the clock says why, or whoever watches.
                 let repaired = match fixer.repair_batch(place, first, volume, to_unit) {
                     Err(RepairError::Run { .. }) if late(done).is_err() => return late(done),
+                    Err(RepairError::Run { .. }) if watch.interrupts() => return Err(RepairError::Interrupted),
                     outcome => outcome?,
                 };
                 let pixels = layout.padded[0] * layout.padded[1];

@@ -34,6 +34,24 @@ impl Shared {
     }
 }
 
+/// Ends runs from another thread.
+#[derive(Clone)]
+pub struct Ender(Arc<RunOptions<NoSelectedOutputs>>);
+
+impl fmt::Debug for Ender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ender").finish_non_exhaustive()
+    }
+}
+
+impl Ender {
+    /// Ends the run that is going on, between two nodes of its graph; one that begins later is not meant.
+    pub fn end(&self) {
+        // It only sets a flag. What cannot be ended ends at its deadline.
+        let _ends_by_itself = self.0.terminate();
+    }
+}
+
 impl Watchdog {
     pub(super) fn new() -> ort::Result<Self> {
         let (shared, options) = (Arc::new(Shared::default()), Arc::new(RunOptions::new()?));
@@ -47,6 +65,11 @@ impl Watchdog {
     /// What runs are given, so that they can be ended.
     pub(super) fn options(&self) -> &RunOptions<NoSelectedOutputs> {
         &self.options
+    }
+
+    /// What ends a run.
+    pub(super) fn ender(&self) -> Ender {
+        Ender(Arc::clone(&self.options))
     }
 
     /// Runs from now on may last until the deadline; without one, as long as they like.

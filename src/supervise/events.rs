@@ -9,6 +9,7 @@ use firmware_bridge::ring::Rejection;
 
 use super::Rung;
 use crate::preprocess::{CalibrationReport, PreprocessError};
+use crate::reconstruct::optimise::NotRepaired;
 
 /// Why reconstruction refused a frame that ingest had taken.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
@@ -184,6 +185,30 @@ pub enum Event {
         /// Time that it took, s; `None`: it was not done when the last frame came.
         seconds: Option<f64>,
     },
+    /// The volume was repaired into a pseudo-reference.
+    Repaired {
+        /// The scan's number.
+        scan_id: u64,
+        /// After so many iterations.
+        iteration: u32,
+        /// Which of the run's repairs, from 1.
+        number: u32,
+        /// How many are planned.
+        planned: u32,
+        /// Time that it took, s.
+        seconds: f64,
+    },
+    /// The volume could not be repaired; the optimisation goes on without.
+    NotRepaired {
+        /// The scan's number.
+        scan_id: u64,
+        /// After so many iterations.
+        iteration: u32,
+        /// Why.
+        why: NotRepaired,
+        /// Time that it took, s.
+        seconds: f64,
+    },
     /// An optimisation has ended.
     OptimisationEnded {
         /// The scan's number.
@@ -224,6 +249,7 @@ impl Event {
             | Self::CalibrationRefused(_)
             | Self::NoCalibration { .. }
             | Self::TimedOut { .. }
+            | Self::NotRepaired { .. }
             | Self::SlotsLeased { .. } => true,
             Self::ScanEnded { views, planned } => views < planned,
             Self::EarlyStartEnded { seconds, .. } => seconds.is_none(),
@@ -302,6 +328,16 @@ impl fmt::Display for Event {
                     ),
                 }
             }
+            Self::Repaired { scan_id, iteration, number, planned, seconds } => {
+                write!(
+                    f,
+                    "scan {scan_id} repaired by SliceFixer after iteration {iteration} in {seconds:.2} s ({number} of {planned})"
+                )
+            }
+            Self::NotRepaired { scan_id, iteration, why, seconds } => write!(
+                f,
+                "scan {scan_id} not repaired by SliceFixer after iteration {iteration}, {seconds:.2} s: {why}; the optimisation goes on without"
+            ),
             Self::OptimisationEnded { scan_id, end, iterations, planned, residual, seconds } => write!(
                 f,
                 "optimisation of scan {scan_id} {}; {iterations} of {planned} iterations in {seconds:.2} s, residual {residual:.5}",

@@ -3,12 +3,14 @@
 //! | rung | enters | leaves | what is lost |
 //! |---|---|---|---|
 //! | full | at the start; from below as stated there | | nothing |
+//! | without SliceFixer | a repair was late, failed, or gave what no volume can be | an optimisation is done whose repairs all were | what that repair would have gained: the optimisation goes on without it, its last volume has DEGRADED |
 //! | frozen | an optimisation diverged, missed its deadline or was refused | the next one is done | what the rest of that run would have gained: its last good volume stands, with DEGRADED |
 //! | previews skipped | half of the staging buffers wait when a frame is taken up | no more than one waits, for 8 frames in a row or at a scan's end | previews; every frame still goes into the volume |
 //! | stale | a scan ended (broke off, or its frames were all refused) without a volume | the next volume is published | the last volume stands, published again with STALE |
 //! | stopped | an error that nothing can be done about | never | all; the daemon ends and says why |
 //!
-//! Whether the representation is frozen is known apart from the other rungs: who leaves one of those comes back to it.
+//! Whether the representation is frozen, and whether SliceFixer is left out, is known apart from the other rungs: who leaves one of those comes
+//! back to it.
 //!
 //! The rung for what comes later ("without SliceFixer") goes between full and frozen: a variant in [`Rung`], a counter, and its two
 //! rules here.
@@ -25,6 +27,8 @@ pub enum Rung {
     /// Everything as planned.
     #[default]
     Full,
+    /// A repair of the last optimisation was given up: it went on without.
+    WithoutSliceFixer,
     /// The last optimisation was given up: its last good volume stands.
     Frozen,
     /// Late: previews are skipped.
@@ -38,6 +42,8 @@ pub enum Rung {
 /// How often each rung was entered, and previews that it cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct LadderCounters {
+    /// Entries of "without SliceFixer".
+    pub without_slice_fixer: u64,
     /// Entries of "frozen".
     pub frozen: u64,
     /// Entries of "previews skipped".
@@ -46,7 +52,7 @@ pub struct LadderCounters {
     pub stale: u64,
     /// Entries of "stopped": 0 or 1.
     pub stopped: u64,
-    /// Ways back up: to "full", or to "frozen" from below it.
+    /// Ways back up: to "full", or to "without SliceFixer" or "frozen" from below it.
     pub recovered: u64,
 }
 
@@ -56,6 +62,7 @@ pub struct Ladder {
     rung: Rung,
     calm: u32,
     frozen: bool,
+    unrepaired: bool,
     counters: LadderCounters,
 }
 
@@ -75,7 +82,9 @@ impl Ladder {
     /// A frame is taken up while `waiting` others wait in `capacity` staging buffers. Returns the rung left, where it changed.
     pub fn frame(&mut self, waiting: usize, capacity: usize) -> Option<Rung> {
         match self.rung {
-            Rung::Full | Rung::Frozen if waiting * 2 >= capacity => self.go(Rung::PreviewsSkipped),
+            Rung::Full | Rung::WithoutSliceFixer | Rung::Frozen if waiting * 2 >= capacity => {
+                self.go(Rung::PreviewsSkipped)
+            }
             Rung::PreviewsSkipped if waiting <= 1 => {
                 self.calm += 1;
                 if self.calm >= CALM_FRAMES { self.go(self.best()) } else { None }
@@ -103,12 +112,29 @@ impl Ladder {
     /// An optimisation is done.
     pub fn thawed(&mut self) -> Option<Rung> {
         self.frozen = false;
-        if self.rung == Rung::Frozen { self.go(Rung::Full) } else { None }
+        if self.rung == Rung::Frozen { self.go(self.best()) } else { None }
+    }
+
+    /// A repair was given up.
+    pub fn unrepaired(&mut self) -> Option<Rung> {
+        let was_unrepaired = std::mem::replace(&mut self.unrepaired, true);
+        self.counters.without_slice_fixer += u64::from(!was_unrepaired);
+        if self.rung < Rung::WithoutSliceFixer { self.go(Rung::WithoutSliceFixer) } else { None }
+    }
+
+    /// An optimisation is done whose repairs all were.
+    pub fn repaired(&mut self) -> Option<Rung> {
+        self.unrepaired = false;
+        if self.rung == Rung::WithoutSliceFixer { self.go(Rung::Full) } else { None }
     }
 
     /// The rung to come back to.
     fn best(&self) -> Rung {
-        if self.frozen { Rung::Frozen } else { Rung::Full }
+        match (self.frozen, self.unrepaired) {
+            (true, _) => Rung::Frozen,
+            (false, true) => Rung::WithoutSliceFixer,
+            (false, false) => Rung::Full,
+        }
     }
 
     /// Whether a preview that is due may be made now.
@@ -139,7 +165,7 @@ impl Ladder {
         match to {
             Rung::Full => self.counters.recovered += 1,
             // Counted where it happens, as the ladder may stand further down then.
-            Rung::Frozen => self.counters.recovered += u64::from(from > Rung::Frozen),
+            Rung::WithoutSliceFixer | Rung::Frozen => self.counters.recovered += u64::from(from > to),
             Rung::PreviewsSkipped => self.counters.previews_skipped += 1,
             Rung::Stale => self.counters.stale += 1,
             Rung::Stopped => self.counters.stopped += 1,
@@ -204,6 +230,26 @@ mod tests {
         assert_eq!((ladder.froze(), ladder.counters().frozen), (None, 2), "counted on a lower rung too");
         ladder.volume_published();
         assert_eq!((ladder.rung(), ladder.thawed(), ladder.rung()), (Rung::Frozen, Some(Rung::Frozen), Rung::Full));
+    }
+
+    #[test]
+    fn without_slice_fixer_is_one_rung_below_full_and_lasts_until_all_repairs_are_done() {
+        let mut ladder = Ladder::default();
+        assert_eq!(ladder.repaired(), None);
+        assert_eq!((ladder.unrepaired(), ladder.unrepaired()), (Some(Rung::Full), None), "entered once");
+        assert!(ladder.allows_previews());
+        // The same run is frozen as well, and the next one is done, but not repaired.
+        assert_eq!(ladder.froze(), Some(Rung::WithoutSliceFixer));
+        assert_eq!(ladder.unrepaired(), None);
+        assert_eq!((ladder.thawed(), ladder.rung()), (Some(Rung::Frozen), Rung::WithoutSliceFixer));
+        assert_eq!(ladder.frame(8, 8), Some(Rung::WithoutSliceFixer), "a backlog costs previews all the same");
+        assert_eq!((ladder.scan_ended(0), ladder.rung()), (Some(Rung::PreviewsSkipped), Rung::WithoutSliceFixer));
+        assert_eq!((ladder.repaired(), ladder.rung()), (Some(Rung::WithoutSliceFixer), Rung::Full));
+        assert_eq!(ladder.counters().without_slice_fixer, 1);
+        // Counted on a lower rung too, and come back to.
+        ladder.scan_lost();
+        assert_eq!((ladder.unrepaired(), ladder.counters().without_slice_fixer), (None, 2));
+        assert_eq!((ladder.volume_published(), ladder.rung()), (Some(Rung::Stale), Rung::WithoutSliceFixer));
     }
 
     #[test]

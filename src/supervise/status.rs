@@ -7,7 +7,9 @@ use firmware_bridge::layout::DaemonState;
 use firmware_bridge::slots::Status;
 use serde::Serialize;
 
-use super::{IngestCounters, LadderCounters, OptimiseTelemetry, ReconstructCounters, Rung, Supervision};
+use super::{
+    IngestCounters, LadderCounters, OptimiseTelemetry, ReconstructCounters, Rung, SliceFixerTelemetry, Supervision,
+};
 use crate::daemon::ScanSummary;
 use crate::measure::latency::LatencySummary;
 use crate::preprocess::PreprocessCounters;
@@ -33,6 +35,8 @@ pub struct StatusReport {
     pub reconstruct: ReconstructCounters,
     /// The optimisation; `null` where nothing is optimised.
     pub optimise: Option<OptimiseTelemetry>,
+    /// The repairs of the optimisation; `null` where nothing is repaired.
+    pub slice_fixer: Option<SliceFixerTelemetry>,
     /// Counters of the ladder.
     pub ladder: LadderCounters,
     /// Exposure's end to the view being in the volume.
@@ -73,9 +77,11 @@ impl StatusReport {
     pub fn new(supervision: &Supervision, state: DaemonState, slots: &Status, stalls: u64) -> Self {
         let ingest = *supervision.ingest();
         let optimise = *supervision.optimise();
+        let slice_fixer = supervision.slice_fixer().clone();
         let telemetry = supervision.reconstruct();
         Self {
             optimise,
+            slice_fixer,
             state: state_name(Some(state)),
             pid: std::process::id(),
             rung: telemetry.rung,

@@ -5,5 +5,6 @@ mod command_line;
 mod end_to_end;
 mod faults;
 mod optimised;
+mod repaired;
 mod restarts;
 mod support;

@@ -18,7 +18,7 @@ compile_error!("the protocol is little-endian and is shared in place; a big-endi
 /// Major version of the protocol. A different major is refused: offsets or meanings changed.
 pub const VERSION_MAJOR: u16 = 1;
 /// Minor version. A higher minor only gives meaning to reserved fields; an older peer ignores them.
-pub const VERSION_MINOR: u16 = 1;
+pub const VERSION_MINOR: u16 = 2;
 /// Cursors and state words written by different processes lie on lines of this many bytes (two 64-byte lines: the
 /// adjacent-line prefetcher couples pairs).
 pub const CACHE_LINE: usize = 128;

@@ -301,7 +301,7 @@ pub struct VolumeHeader {
     pub missing_frames: u64,
     /// SHA-256 of the settings.
     pub settings_hash: [u8; 32],
-    /// SHA-256 of the repair model; zero = none.
+    /// SHA-256 of the repair model, where `repairs` is above 0; zero = none.
     pub model_hash: [u8; 32],
     /// Device that really ran, UTF-8, zero-padded.
     pub device: [u8; 32],
@@ -326,8 +326,20 @@ pub struct VolumeHeader {
     pub early_iterations: u32,
     /// From how many views these were: the first that came.
     pub early_views: u32,
+    /// Repairs that the method was held to on its way to this volume.
+    pub repairs: u32,
+    /// Repairs planned for the whole run; 0: none.
+    pub repairs_planned: u32,
+    /// Repairs that were late or whose output could not be taken: the method went on without them.
+    pub repairs_failed: u32,
+    /// Time in all of these, ms.
+    pub repair_ms: u32,
+    /// Name of the repair model, where `repairs` is above 0; UTF-8, zero-padded.
+    pub repair_model: [u8; 32],
+    /// Execution provider that really ran it, UTF-8, zero-padded.
+    pub repair_provider: [u8; 32],
     /// Zero.
-    pub reserved1: [u64; 52],
+    pub reserved1: [u64; 42],
     /// CRC32C of the payload.
     pub payload_crc32c: u32,
     /// CRC32C of bytes 0 to 1019 of this header.
@@ -340,6 +352,7 @@ assert_offsets!(VolumeHeader, size VOLUME_HEADER_BYTES, {
     spacing_mm: 80, origin_mm: 104, mu_water_per_mm: 128, value_scale: 132, last_frame_ns: 136, publish_ns: 144,
     payload_bytes: 152, missing_frames: 160, settings_hash: 168, model_hash: 200, device: 232, provider: 264,
     precision: 296, value_kind: 312, iterations_planned: 316, missing: 320, method: 576, residual: 580,
-    method_ns: 584, early_iterations: 592, early_views: 596, reserved1: 600, payload_crc32c: 1016,
-    header_crc32c: 1020,
+    method_ns: 584, early_iterations: 592, early_views: 596, repairs: 600, repairs_planned: 604,
+    repairs_failed: 608, repair_ms: 612, repair_model: 616, repair_provider: 648, reserved1: 680,
+    payload_crc32c: 1016, header_crc32c: 1020,
 });

@@ -181,7 +181,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
         .install(|| {
             optimiser.begin(compute, None, tracer)?;
             if before > 0 {
-                optimiser.run(compute, Budget::Iterations(before), tracer)?;
+                optimiser.start_early(compute, before, tracer)?;
                 optimiser.load(line_integrals)?;
             }
             optimiser.go_on(compute, before, budget, tracer)

@@ -68,7 +68,20 @@ impl AugmentSettings {
         Ok(())
     }
 
-    /// The iteration before which repair `number` (from 0) is made, in a run of `iterations`.
+    /// Share of a run's iterations that the similarity is applied in.
+    #[must_use]
+    pub fn share_held(&self) -> f64 {
+        (1.0 - self.first) / self.every as f64
+    }
+
+    /// How many repairs are made in a run of `iterations`, the first `before` of which come early, without repairs.
+    #[must_use]
+    pub fn planned(&self, before: usize, iterations: usize) -> usize {
+        // One at most before each iteration: a run of few has no room for many.
+        self.repairs.min(iterations.saturating_sub(before.max(self.iteration_of(0, iterations))))
+    }
+
+    /// The iteration before which repair `number` (from 0) is made, in a run of `iterations`, early ones included.
     #[must_use]
     pub fn iteration_of(&self, number: usize, iterations: usize) -> usize {
         let first = (self.first * iterations as f64).round() as usize;

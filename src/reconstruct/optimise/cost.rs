@@ -20,6 +20,10 @@ pub struct RunCost {
     pub iteration: Duration,
     /// Turning the representation into a volume.
     pub voxelise: Duration,
+    /// A repair, its volume included; zero without repairs.
+    pub repair: Duration,
+    /// What the similarity to the repaired volume adds to an iteration that it is applied in; zero where there is none, or the repair failed.
+    pub similarity: Duration,
 }
 
 impl RunCost {
@@ -36,7 +40,7 @@ const TIMES: usize = 3;
 
 impl Optimiser {
     /// Goes once through everything that a run does, so that its first iteration is no slower than the next, and times it. The views loaded
-    /// must not be empty.
+    /// must not be empty. What the repair came to stands in [`Optimiser::repairs`].
     ///
     /// # Errors
     /// As [`Optimiser::begin`] and [`Optimiser::run`].
@@ -65,6 +69,25 @@ impl Optimiser {
         let began = Instant::now();
         self.voxelise(compute)?;
         cost.voxelise = began.elapsed();
+        let began = Instant::now();
+        if let Some(is_repaired) = self.repair(compute)? {
+            cost.repair = began.elapsed();
+            if is_repaired {
+                cost.similarity = self.measure_similarity(compute)?.saturating_sub(cost.iteration);
+            }
+        }
         Ok(cost)
+    }
+
+    /// Iterations that are held to the repaired volume.
+    fn measure_similarity(&mut self, compute: &dyn Operations) -> Result<Duration, OptimiseError> {
+        let every = self.plan().settings().augment.map_or(1, |augment| augment.every);
+        let mut held = Duration::MAX;
+        for time in 0..TIMES {
+            let began = Instant::now();
+            self.iterate(compute, time * every, 0.0, &Unobserved)?;
+            held = held.min(began.elapsed());
+        }
+        Ok(held)
     }
 }

@@ -237,6 +237,23 @@ impl Optimiser {
         self.go_on(compute, 0, budget, observer)
     }
 
+    /// The iterations of an [`super::EarlyStart`], from its views: as [`Optimiser::run`], but nothing is repaired. What half of the views show is too far from
+    /// what the run will come to.
+    ///
+    /// # Errors
+    /// As [`Optimiser::run`].
+    pub fn start_early(
+        &mut self,
+        compute: &dyn Operations,
+        iterations: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<Outcome, OptimiseError> {
+        let augmentation = self.augmentation.take();
+        let outcome = self.run(compute, Budget::Iterations(iterations), observer);
+        self.augmentation = augmentation;
+        outcome
+    }
+
     /// As [`Optimiser::run`], after `before` iterations of an [`super::EarlyStart`], which `observer` and outcome count as well: the budget is of those
     /// that follow. Learning rates begin again, for there is something new to learn.
     ///
@@ -260,7 +277,7 @@ impl Optimiser {
             augmentation.begin();
         }
         while pace.iterations().is_none_or(|count| done < count) {
-            self.repair_if_due(compute, done, pace.iterations(), observer)?;
+            self.repair_if_due(compute, before + done, pace.iterations().map(|count| before + count), observer)?;
             let began = Instant::now();
             let judged = match self.iterate(compute, done, pace.share(done), observer) {
                 // An operation refuses parameters or projections that are no numbers.
@@ -340,7 +357,7 @@ impl Optimiser {
         })
     }
 
-    /// Repairs the volume as it is before iteration `done`, if that is planned.
+    /// Repairs the volume as it is before iteration `done` of `iterations`, early ones included, if that is planned.
     fn repair_if_due(
         &mut self,
         compute: &dyn Operations,
@@ -356,6 +373,20 @@ impl Optimiser {
         }
         self.augmentation = Some(augmentation);
         is_volume.map(|_| ())
+    }
+
+    /// Repairs the volume as it is, whatever is planned, and keeps the reference; whether that came to something. `None`: there is nothing that
+    /// repairs.
+    pub(super) fn repair(&mut self, compute: &dyn Operations) -> Result<Option<bool>, OptimiseError> {
+        let Some(mut augmentation) = self.augmentation.take() else { return Ok(None) };
+        let is_volume = self.voxelise(compute);
+        if matches!(is_volume, Ok(true)) {
+            augmentation.begin();
+            augmentation.repair(&self.volume, &|| false);
+        }
+        let is_done = augmentation.repairs.done > 0;
+        self.augmentation = Some(augmentation);
+        is_volume.map(|_| Some(is_done))
     }
 
     /// The representation as it is now; whether it is a volume at all. It may still be no good: only its residual tells.

@@ -1,12 +1,17 @@
 //! SliceFixer ([`crate::repair`]) as what repairs a run's volumes.
 
+use std::time::{Duration, Instant};
+
 use super::augment::{NotRepaired, Repairer};
-use crate::repair::{Repair, RepairError, SliceFixer, Watch};
+use crate::repair::{Conditioning, Repair, RepairError, SliceFixer, Watch};
 
 /// A model that is conditioned on the scan, and its buffers.
+#[derive(Debug)]
 pub struct SliceFixing {
     fixer: SliceFixer,
     repair: Repair,
+    limit: Option<Duration>,
+    until: Option<Instant>,
 }
 
 impl SliceFixing {
@@ -16,7 +21,31 @@ impl SliceFixing {
     /// [`RepairError::Input`] for an attenuation of water that is none.
     pub fn new(fixer: SliceFixer, mu_water_per_mm: f64) -> Result<Self, RepairError> {
         let repair = Repair::new(&fixer, mu_water_per_mm)?;
-        Ok(Self { fixer, repair })
+        Ok(Self { fixer, repair, limit: None, until: None })
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn fixer(&self) -> &SliceFixer {
+        &self.fixer
+    }
+
+    /// Tells the model of another scan. Where that fails, repairs fail until it is told of one; allocates nothing.
+    ///
+    /// # Errors
+    /// As [`SliceFixer::condition`].
+    pub fn condition(&mut self, scan: &Conditioning<'_>) -> Result<(), RepairError> {
+        self.fixer.condition(scan)
+    }
+
+    /// The model forgets the scan: repairs fail until it is told of one.
+    pub fn forget(&mut self) {
+        self.fixer.forget();
+    }
+
+    /// How long a repair may take, and until when all must be done; what takes longer is late. `None`: as long as it likes.
+    pub fn allow(&mut self, limit: Option<Duration>, until: Option<Instant>) {
+        (self.limit, self.until) = (limit, until);
     }
 
     /// Bytes of the buffers; what ONNX Runtime takes for itself comes on top.
@@ -44,12 +73,18 @@ impl Repairer for SliceFixing {
         reference: &mut [f32],
         interrupts: &dyn Fn() -> bool,
     ) -> Result<(), NotRepaired> {
-        let repaired = self.repair.run(&mut self.fixer, volume, None, &mut Asked(interrupts));
+        let limit = self.limit.and_then(|limit| Instant::now().checked_add(limit));
+        let deadline = limit.into_iter().chain(self.until).min();
+        let repaired = self.repair.run(&mut self.fixer, volume, deadline, &mut Asked(interrupts));
         let repaired = repaired.map_err(|error| match error {
             RepairError::Output { .. } => NotRepaired::Output,
             RepairError::Late { .. } => NotRepaired::Late,
             RepairError::Interrupted => NotRepaired::Interrupted,
-            _ => NotRepaired::Session,
+            error => {
+                // The reason is ONNX Runtime's own; nobody else keeps it.
+                tracing::warn!("{error}");
+                NotRepaired::Session
+            }
         })?;
         reference.copy_from_slice(repaired.per_mm);
         Ok(())

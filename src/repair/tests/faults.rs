@@ -118,6 +118,39 @@ fn a_run_that_stalls_is_ended_at_the_deadline() {
     fixer.warm_up().unwrap();
 }
 
+/// Says that it is to leave off from a moment on.
+struct Until(Instant);
+
+impl Watch for Until {
+    fn at(&mut self, _: usize, _: usize) {}
+
+    fn interrupts(&self) -> bool {
+        Instant::now() >= self.0
+    }
+}
+
+#[test]
+fn a_run_that_stalls_is_ended_from_another_thread() {
+    let Some(library) = onnx_runtime() else { return };
+    let voxels = [9, 10, 11];
+    let model = changed("broken/stall.onnx", |text| text);
+    let (mut fixer, mut repair) = loaded(model.path(), library, voxels);
+    let (ender, moment) = (fixer.ender(), Instant::now() + Duration::from_millis(300));
+    let ended = std::thread::spawn(move || {
+        while Instant::now() < moment + Duration::from_millis(50) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        ender.end();
+    });
+    let interrupted = repair.run(&mut fixer, &volume(voxels), None, &mut Until(moment)).unwrap_err();
+    assert!(matches!(interrupted, RepairError::Interrupted), "{interrupted}");
+    ended.join().unwrap();
+    // What was ended does not end what comes after it, the telling of a scan included.
+    fixer.ender().end();
+    conditioned(&mut fixer, "chest");
+    fixer.warm_up().unwrap();
+}
+
 #[test]
 fn wrong_arguments_are_named() {
     let Some(library) = onnx_runtime() else { return };

@@ -114,6 +114,51 @@ fn the_volume_is_repaired_at_the_planned_iterations() {
 }
 
 #[test]
+fn as_many_repairs_are_planned_as_are_made() {
+    // The loop's rule, step by step.
+    let made = |augment: &AugmentSettings, before: usize, iterations: usize| {
+        let due = |made, done| made < augment.repairs && done >= augment.iteration_of(made, iterations);
+        (before..iterations).fold(0, |made, done| made + usize::from(due(made, done)))
+    };
+    for first in [0.0, 0.3, 0.5, 0.97, 1.0] {
+        for repairs in [1, 2, 3, 7, 40] {
+            let augment = AugmentSettings { first, repairs, ..Default::default() };
+            for iterations in 0..60 {
+                for before in 0..=iterations / 2 {
+                    let planned = augment.planned(before, iterations);
+                    assert_eq!(planned, made(&augment, before, iterations), "{first} {repairs} {before} {iterations}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_early_start_is_not_repaired_and_its_iterations_count_in_the_plan() {
+    let (grid, geometry) = (grid(), geometry());
+    let augment = AugmentSettings { first: 0.25, repairs: 3, ..Default::default() };
+    let settings =
+        OptimiseSettings { approach_iterations: 3, fit_iterations: 4, augment: Some(augment), ..Default::default() };
+    let recipe = Recipe::new(&geometry, &grid, &settings, Method::Field(FieldPlan::for_grid(&grid, 1))).unwrap();
+    let mut compute = CpuCompute::new(1).unwrap();
+    recipe.prepare(&mut compute).unwrap();
+    let mut optimiser = recipe.optimiser().unwrap();
+    let seen: Arc<Mutex<Vec<Vec<f32>>>> = Arc::default();
+    optimiser.repair_with(Box::new(Fixed { truth: Some(truth()), fails: None, seen: Arc::clone(&seen) })).unwrap();
+    let measured: Vec<f32> = phantom().line_integrals(&geometry).into_iter().collect();
+    optimiser.load_views(&ScanViews::whole(&measured)).unwrap();
+    optimiser.begin(&compute, None, &Unobserved).unwrap();
+    // Of 12 iterations 4 come early: the repair that is due after 3 is made after 4, the others after 6 and 9 as ever.
+    optimiser.start_early(&compute, 4, &mut Unobserved).unwrap();
+    assert_eq!((seen.lock().unwrap().len(), optimiser.repairs().unwrap().done), (0, 0));
+    optimiser.go_on(&compute, 4, Budget::Iterations(8), &mut Unobserved).unwrap();
+    assert_eq!((augment.planned(4, 12), optimiser.repairs().unwrap().done), (3, 3));
+    let seen = seen.lock().unwrap();
+    // The first sees what the early start came to, the others better volumes.
+    assert!(error(&seen[1]) < error(&seen[0]) && error(&seen[2]) < error(&seen[1]));
+}
+
+#[test]
 fn a_repair_that_fails_leaves_the_run_as_it_is_without_one() {
     let without = run(None, None, None, 1);
     for why in [NotRepaired::Output, NotRepaired::Late, NotRepaired::Session] {
