@@ -38,7 +38,7 @@ fn a_repair_allocates_nothing() {
                 before = ALLOCATIONS.load(Ordering::SeqCst);
             }
             let deadline = Instant::now() + Duration::from_secs(600);
-            repair.run(&mut fixer, &volume, Some(deadline), &mut ()).unwrap();
+            repair.run(&mut fixer, &volume, &[], Some(deadline), &mut ()).unwrap();
         }
         ALLOCATIONS.load(Ordering::SeqCst) - before
     });

@@ -11,6 +11,7 @@ import torch
 from . import data
 from .checkpoint import load, model_of
 from .compact import CompactShape
+from .model import PLANES
 from .sd_turbo_train import SdTurboOptions
 from .train import Options, train
 from .validate import validate
@@ -34,13 +35,15 @@ def arguments() -> argparse.ArgumentParser:
     learn.add_argument("--minutes", type=float, help="stop after so long; the same command goes on later")
     for name, (kind, usual) in options_of_models().items():
         learn.add_argument("--" + name.replace("_", "-"), type=kind, help=usual)
+    learn.add_argument("--all-planes", action="store_true", help="compact: learn coronal and sagittal slices too")
+    learn.add_argument("--no-unexplained", action="store_true", help="ablation: the model does not see what the scan says and the volume does not")
     learn.add_argument("--no-skips", action="store_true", help="ablation: no skips from encoder to decoder")
     learn.add_argument("--no-conditioning", action="store_true", help="ablation: the model is told nothing of the scan")
     check = commands.add_parser("validate", help="PSNR and SSIM before and after repair on the validation split")
     check.add_argument("pairs", type=Path)
     check.add_argument("checkpoint", type=Path)
     check.add_argument("--split", default="validation", choices=("train", "validation"))
-    check.add_argument("--planes", default="axial,coronal,sagittal", help="repair along these and average")
+    check.add_argument("--planes", help="repair along these and average [all that the model knows]")
     check.add_argument("--json", action="store_true")
     write = commands.add_parser("export", help="ONNX graphs and their manifest")
     write.add_argument("checkpoint", type=Path)
@@ -77,7 +80,7 @@ def train_sd_turbo(given: argparse.Namespace, say) -> Path:
     from . import sd_turbo_train
     from .sd_turbo import SdTurboShape
 
-    for option in ("shape", "no_conditioning"):
+    for option in ("shape", "no_conditioning", "no_unexplained", "all_planes"):
         if getattr(given, option):
             raise data.DataError(f"--{option.replace('_', '-')} is no option of --model sd-turbo")
     if given.weights is None:
@@ -97,14 +100,14 @@ def run(given: argparse.Namespace) -> None:
             for option in ("weights", "enlarge"):
                 if getattr(given, option) is not None:
                     raise data.DataError(f"--{option} is no option of --model compact")
-            shape = SHAPES[given.shape or "usual"].as_dict() | {"skips": not given.no_skips, "conditioned": not given.no_conditioning}
+            chosen_so = {"skips": not given.no_skips, "conditioned": not given.no_conditioning, "unexplained": not given.no_unexplained}
+            shape = SHAPES[given.shape or "usual"].as_dict() | chosen_so | ({"planes": len(PLANES)} if given.all_planes else {})
             path = train(given.pairs, given.out, CompactShape.from_dict(shape), chosen(Options, given), given.device, given.minutes, say)
         print(f"wrote {path}")
     elif given.command == "validate":
-        from .model import PLANES
-
-        planes = tuple(PLANES.index(name) for name in given.planes.split(","))
-        table = validate(model_of(load(given.checkpoint), given.weights).to(given.device), data.shards(given.pairs, given.split), given.device, planes)
+        model = model_of(load(given.checkpoint), given.weights).to(given.device)
+        planes = tuple(PLANES.index(name) for name in (given.planes.split(",") if given.planes else model.planes))
+        table = validate(model, data.shards(given.pairs, given.split), given.device, planes)
         print(json.dumps([row.__dict__ for row in table.rows]) if given.json else table.markdown())
     else:
         from .export import export

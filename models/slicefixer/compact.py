@@ -18,6 +18,9 @@ from .model import ANATOMIES, PLANES, Scan, SliceFixer
 # Side of the projections that the conditioner takes, in pixels.
 PROJECTION = 128
 
+# Brings what is unexplained to about the size of a slice's own values.
+UNEXPLAINED = 8.0
+
 
 @dataclass(frozen=True)
 class CompactShape:
@@ -35,6 +38,9 @@ class CompactShape:
     embedding: int = 128
     step: int = 199
     neighbours: int = 2
+    # Whether it sees what is unexplained, and how many of PLANES it learns.
+    unexplained: bool = True
+    planes: int = 1
     # Ablations: none of the decoder's skips, no conditioning on the scan.
     skips: bool = True
     conditioned: bool = True
@@ -163,9 +169,9 @@ def halve_to(channels_in: int, channels: int) -> nn.Conv2d:
 class Compact(SliceFixer):
     def __init__(self, shape: CompactShape = CompactShape()):
         super().__init__()
-        self.shape, self.neighbours = shape, shape.neighbours
+        self.shape, self.neighbours, self.unexplained, self.planes = shape, shape.neighbours, shape.unexplained, PLANES[: shape.planes]
         self.multiple = shape.patch * 2 ** (len(shape.vae) + len(shape.unet) - 2)
-        self.encoder = Encoder(shape.vae, shape.latent, (2 * shape.neighbours + 1) * shape.patch**2)
+        self.encoder = Encoder(shape.vae, shape.latent, self.channels * shape.patch**2)
         self.unet = UNet(shape)
         self.decoder = Decoder(shape.vae, shape.latent, shape.skips, shape.patch**2)
         self.conditioner = Conditioner(shape.context, shape.tokens)
@@ -190,6 +196,11 @@ class Compact(SliceFixer):
     def repair(self, slices: torch.Tensor, context: torch.Tensor, plane: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
         context = context.expand(slices.shape[0], -1, -1)
         middle = slices[:, self.neighbours : self.neighbours + 1]
-        latent, inputs = self.encoder(F.pixel_unshuffle(slices.clamp(-1.0, 1.0), self.shape.patch))
+        seen = slices.clamp(-1.0, 1.0)
+        if self.unexplained:
+            # What is unexplained are some tens of HU.
+            values, unexplained = slices.chunk(2, 1)
+            seen = torch.cat((values.clamp(-1.0, 1.0), (UNEXPLAINED * unexplained).clamp(-1.0, 1.0)), 1)
+        latent, inputs = self.encoder(F.pixel_unshuffle(seen, self.shape.patch))
         noise = self.unet(latent, F.silu(self.embedding(plane, height)), context)
         return middle + F.pixel_shuffle(self.decoder(self.of_latent * latent - self.of_noise * noise, inputs), self.shape.patch)

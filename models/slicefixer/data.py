@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 from .compact import PROJECTION
-from .model import Scan, anatomy_index
+from .model import Scan, SliceFixer, anatomy_index
 from .window import HuWindow
 
 # Methods whose artefacts the running loop shows; the others are there for variety.
@@ -28,6 +28,8 @@ class Shard:
     path: Path
     facts: dict[str, str]
     degraded: np.ndarray
+    # What the scan says and `degraded` does not; a difference.
+    unexplained: np.ndarray
     reference: np.ndarray
     # Where the scan says something, [z][y][x].
     inside: np.ndarray
@@ -64,6 +66,7 @@ def read_shard(path: Path, reference: np.ndarray) -> Shard:
     with safe_open(path, "np") as file:
         facts = file.metadata()
     degraded = read(path, "degraded_hu", reference.shape)
+    unexplained = read(path, "unexplained_hu", reference.shape)
     first, last = read(path, "inside_z").astype(np.int64)
     z = np.arange(reference.shape[0])[:, None, None]
     inside = (z >= first) & (z < last) & (read(path, "inside") > 0)
@@ -71,7 +74,7 @@ def read_shard(path: Path, reference: np.ndarray) -> Shard:
     if not bool(torch.isfinite(projections).all()):
         raise DataError(f"{path}: projections hold values that are no numbers")
     projections = F.interpolate(projections[None], size=(PROJECTION, PROJECTION), mode="area")[0]
-    return Shard(path, facts, degraded, reference, inside, projections)
+    return Shard(path, facts, degraded, unexplained, reference, inside, projections)
 
 
 def shards(folder: Path, split: str) -> list[Shard]:
@@ -97,15 +100,30 @@ def along(volume: np.ndarray, plane: int) -> np.ndarray:
     return (volume, volume.transpose(1, 0, 2), volume.transpose(2, 0, 1))[plane]
 
 
-def stack_of(volume: np.ndarray, plane: int, index: int, neighbours: int) -> np.ndarray:
-    """Slice `index` of a plane between its neighbours; beyond the ends the last slice is repeated."""
+def stack_of(volume: np.ndarray, plane: int, index: np.ndarray, neighbours: int) -> np.ndarray:
+    """Slices `index` of a plane, each between its neighbours [index, neighbour, row, column]; beyond the ends the last slice is repeated."""
     slices = along(volume, plane)
-    places = np.clip(np.arange(index - neighbours, index + neighbours + 1), 0, slices.shape[0] - 1)
-    return slices[places]
+    places = index[:, None] + np.arange(-neighbours, neighbours + 1)
+    return slices[np.clip(places, 0, slices.shape[0] - 1)]
+
+
+def images_of(shard: Shard, plane: int, index: np.ndarray, neighbours: int, unexplained: bool) -> np.ndarray:
+    """What a model sees of slices [index, image, row, column], HU."""
+    volumes = (shard.degraded, shard.unexplained) if unexplained else (shard.degraded,)
+    return np.concatenate([stack_of(volume, plane, index, neighbours) for volume in volumes], 1)
+
+
+def in_units(images: torch.Tensor, window: HuWindow, unexplained: bool) -> torch.Tensor:
+    """Images of `images_of` as a model takes them."""
+    if not unexplained:
+        return window.to_unit(images)
+    values, differences = images.chunk(2, 1)
+    return torch.cat((window.to_unit(values), window.difference(differences)), 1)
 
 
 @dataclass
 class Batch:
+    # As SliceFixer.repair takes them.
     slices: torch.Tensor
     target: torch.Tensor
     # 1 where the scan says something, else 0.
@@ -118,9 +136,10 @@ class Batch:
 class Sampler:
     """Batches drawn by a seed and the number of the step alone, so that a training that is resumed sees what it would have seen."""
 
-    def __init__(self, training: list[Shard], window: HuWindow, neighbours: int, batch: int, seed: int, others: float = 0.2):
+    def __init__(self, training: list[Shard], model: SliceFixer, batch: int, seed: int, others: float = 0.2):
         """`others`: share of batches' slices from methods other than the representations."""
-        self.window, self.neighbours, self.batch, self.seed = window, neighbours, batch, seed
+        self.window, self.batch, self.seed = model.window, batch, seed
+        self.neighbours, self.unexplained, self.planes = model.neighbours, model.unexplained, len(model.planes)
         self.groups = [[s for s in training if (s.method in REPRESENTATIONS) == wanted] for wanted in (True, False)]
         self.others = others if self.groups[1] else 0.0
         if not self.groups[0]:
@@ -135,31 +154,37 @@ class Sampler:
             return torch.from_numpy(np.stack(arrays).astype(np.float32))
 
         scan = Scan(torch.stack(projections), torch.tensor(anatomy))
-        to_unit = self.window.to_unit
         return Batch(
-            to_unit(stacked(slices)), to_unit(stacked(target)), stacked(inside), scan, torch.tensor(plane), torch.tensor(height, dtype=torch.float32)
+            in_units(stacked(slices), self.window, self.unexplained),
+            self.window.to_unit(stacked(target)),
+            stacked(inside),
+            scan,
+            torch.tensor(plane),
+            torch.tensor(height, dtype=torch.float32),
         )
 
     def one(self, random: np.random.Generator) -> tuple:
         group = self.groups[int(random.random() < self.others)]
         shard = group[random.integers(len(group))]
-        plane = int(random.integers(3))
+        plane = int(random.integers(self.planes))
         count = shard.reference.shape[plane]
         # Slices without anything in them teach nothing.
         for _ in range(8):
             index = int(random.integers(count))
-            target = stack_of(shard.reference, plane, index, 0)
+            target = stack_of(shard.reference, plane, np.array([index]), 0)[0]
             if (target > -500).mean() > 0.02:
                 break
-        slices = stack_of(shard.degraded, plane, index, self.neighbours)
-        inside = stack_of(shard.inside, plane, index, 0)
+        # [volume, neighbour, row, column]
+        slices = images_of(shard, plane, np.array([index]), self.neighbours, self.unexplained)
+        slices = slices.reshape(-1, 2 * self.neighbours + 1, *slices.shape[2:])
+        inside = stack_of(shard.inside, plane, np.array([index]), 0)[0]
         projections, height = shard.projections, (index + 0.5) / count
         # Mirrored bodies: in parallel rays a view along an axis stays what it is when that axis is turned round, the other one is
         # mirrored. Nearly so in a cone.
         for axis in range(3):
             if random.random() < 0.5:
                 slices, target, inside, projections, height = mirrored(axis, plane, slices, target, inside, projections, height)
-        return slices, target, inside, projections, shard.anatomy, plane, height
+        return slices.reshape(-1, *slices.shape[2:]), target, inside, projections, shard.anatomy, plane, height
 
 
 def mirrored(
@@ -168,7 +193,8 @@ def mirrored(
     """The same with one of the body's axes (0: z, 1: y, 2: x) turned round."""
     # Which axis of the stack that is: the planes' axes are [z y x], [y z x], [x z y].
     within = ((0, 1, 2), (1, 0, 2), (2, 0, 1))[plane].index(axis)
-    slices, target, inside = (np.flip(part, within) for part in (slices, target, inside))
+    # Counted from the end: before a stack's axes may stand the volumes that it was taken from.
+    slices, target, inside = (np.flip(part, within - 3) for part in (slices, target, inside))
     if within == 0:
         height = 1.0 - height
     first, second = projections

@@ -14,7 +14,7 @@ from torch import nn
 from .checkpoint import load, model_of
 from .compact import PROJECTION
 from .data import DataError
-from .model import ANATOMIES, ANATOMY_OF_NAME, PLANES, Scan, SliceFixer
+from .model import ANATOMIES, ANATOMY_OF_NAME, Scan, SliceFixer
 
 OPSET = 18
 
@@ -123,7 +123,7 @@ def graphs(model: SliceFixer) -> dict[str, onnx.ModelProto]:
     projections, anatomy = torch.zeros(1, 2, PROJECTION, PROJECTION), torch.zeros(1, dtype=torch.int64)
     with torch.no_grad():
         context = model.condition(Scan(projections, anatomy))
-    slices = torch.zeros(batch, 2 * model.neighbours + 1, rows, columns)
+    slices = torch.zeros(batch, model.channels, rows, columns)
     plane, height = torch.zeros(batch, dtype=torch.int64), torch.linspace(0.1, 0.9, batch)
     condition = graph(Condition(model), {"projections": projections, "anatomy": anatomy}, "context", {})
     repair = graph(
@@ -164,8 +164,9 @@ def manifest(name: str, model: SliceFixer, files: dict[str, tuple[Path, onnx.Mod
         f"opset = {OPSET}",
         f"# HU that become -1 and 1; linear, nothing is clipped.\nwindow_hu = {toml_value([model.window.low, model.window.high])}",
         f"# A slice stands between so many others on each side.\nneighbours = {model.neighbours}",
+        f"# Behind these: what the scan says and the volume does not, of the same slices, in units of the window without its offset.\nunexplained = {toml_value(model.unexplained)}",
         f"# Rows and columns are padded to multiples of this.\nmultiple = {model.multiple}",
-        f"planes = {toml_value(PLANES)}",
+        f"planes = {toml_value(model.planes)}",
         f"anatomies = {toml_value(ANATOMIES)}",
         "\n# Names of parts of the body that go by another.\n[anatomy_of_name]",
         *(f"{name} = {toml_value(anatomy)}" for name, anatomy in sorted(ANATOMY_OF_NAME.items())),

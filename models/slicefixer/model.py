@@ -45,8 +45,17 @@ class SliceFixer(nn.Module):
     window = HuWindow()
     # Slices on each side that the model sees beside the one it repairs.
     neighbours = 1
+    # Whether it also sees, of each of these slices, what the scan says and the volume does not (docs/curation.md: unexplained_hu).
+    unexplained = False
+    # Planes along which it has learnt to repair: the first of PLANES.
+    planes = PLANES
     # Rows and columns of a slice must be multiples of this.
     multiple = 8
+
+    @property
+    def channels(self) -> int:
+        """Images of which a slice is repaired."""
+        return (2 * self.neighbours + 1) * (2 if self.unexplained else 1)
 
     @abstractmethod
     def condition(self, scan: Scan) -> torch.Tensor:
@@ -56,7 +65,8 @@ class SliceFixer(nn.Module):
     def repair(self, slices: torch.Tensor, context: torch.Tensor, plane: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
         """Repaired slices [B, 1, rows, columns] in window units, not clamped.
 
-        slices: [B, 2 neighbours + 1, rows, columns] in window units, the middle one is to be repaired; context: [1 or B, tokens, width]; plane: [B] int64,
+        slices: [B, channels, rows, columns]: 2 neighbours + 1 slices in window units, the middle one is to be repaired, and where the model sees it what is
+        unexplained in each of them, in window units without the offset; context: [1 or B, tokens, width]; plane: [B] int64,
         index into PLANES; height: [B], place of the slice along its plane's normal, 0 to 1.
         """
 

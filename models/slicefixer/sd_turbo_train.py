@@ -78,7 +78,7 @@ def train(folder: Path, out: Path, weights: Path, shape: SdTurboShape, options: 
         f"{len(training)} shards to learn from, {len(validation)} to validate; {sum(p.numel() for p in learnt) / 1e6:.2f} M of "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters learn on {device}; losses: {', '.join(losses.names)}"
     )
-    sampler = data.Sampler(training, model.window, model.neighbours, options.batch, options.seed, options.others)
+    sampler = data.Sampler(training, model, options.batch, options.seed, options.others)
 
     def save() -> None:
         ours = {"model": model.trained()} | ({"discriminator": losses.discriminator.state_dict()} if against else {})

@@ -65,7 +65,7 @@ def train(folder: Path, out: Path, shape: CompactShape, options: Options, device
         say(f"going on from step {step}")
     training, validation = data.shards(folder, "train"), data.shards(folder, "validation")
     say(f"{len(training)} shards to learn from, {len(validation)} to validate; {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {device}")
-    sampler = data.Sampler(training, model.window, model.neighbours, options.batch, options.seed, options.others)
+    sampler = data.Sampler(training, model, options.batch, options.seed, options.others)
 
     def save() -> None:
         Checkpoint("compact", shape.as_dict(), averaged.module.state_dict(), model.state_dict(), optimiser.state_dict(), step, asdict(options), history).save(path)

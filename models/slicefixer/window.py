@@ -16,6 +16,10 @@ class HuWindow:
         """Linear; values outside the window leave [-1, 1], nothing is clipped."""
         return (hu - self.low) * (2.0 / (self.high - self.low)) - 1.0
 
+    def difference(self, hu: torch.Tensor) -> torch.Tensor:
+        """A difference of values in window units."""
+        return hu * (2.0 / (self.high - self.low))
+
     def to_hu(self, unit: torch.Tensor) -> torch.Tensor:
         """The inverse of `to_unit`."""
         return (unit + 1.0) * ((self.high - self.low) / 2.0) + self.low

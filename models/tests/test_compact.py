@@ -25,7 +25,7 @@ def disturbed(shape: CompactShape = SMALL) -> Compact:
 
 def inputs(model: Compact, batch: int = 2, rows: int = 32, columns: int = 24):
     random = torch.Generator().manual_seed(2)
-    slices = 2 * torch.rand(batch, 2 * model.neighbours + 1, rows, columns, generator=random) - 1
+    slices = 2 * torch.rand(batch, model.channels, rows, columns, generator=random) - 1
     scan = Scan(torch.rand(1, 2, PROJECTION, PROJECTION, generator=random) * 4, torch.tensor([3]))
     return slices, scan, torch.arange(batch) % 3, torch.linspace(0.2, 0.8, batch)
 
@@ -33,8 +33,9 @@ def inputs(model: Compact, batch: int = 2, rows: int = 32, columns: int = 24):
 def test_an_untrained_model_changes_nothing_not_even_outside_the_window():
     model = Compact(SMALL).eval()
     slices, scan, plane, height = inputs(model)
-    slices[0, 1, 3, 4] = 1.7
-    assert torch.equal(model(slices, scan, plane, height), slices[:, 1:2])
+    middle = slices[:, model.neighbours : model.neighbours + 1]
+    middle[0, 0, 3, 4] = 1.7
+    assert torch.equal(model(slices, scan, plane, height), middle)
 
 
 def test_repair_is_deterministic_and_does_not_mix_the_slices_of_a_batch():
@@ -49,7 +50,7 @@ def test_repair_is_deterministic_and_does_not_mix_the_slices_of_a_batch():
     torch.testing.assert_close(alone, together[1:2], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("what", ["projections", "anatomy", "plane", "height", "neighbours", "skips"])
+@pytest.mark.parametrize("what", ["projections", "anatomy", "plane", "height", "neighbours", "unexplained", "skips"])
 def test_everything_that_the_model_is_told_has_an_effect(what):
     model = disturbed()
     slices, scan, plane, height = inputs(model)
@@ -65,6 +66,8 @@ def test_everything_that_the_model_is_told_has_an_effect(what):
             height = 1 - height
         elif what == "neighbours":
             slices[:, 0] = 0
+        elif what == "unexplained":
+            slices[:, -1] = 0
         else:
             for skip in model.decoder.skips:
                 skip.weight.zero_()

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from slicefixer import data
 from slicefixer.checkpoint import load, model_of
-from slicefixer.compact import PROJECTION, CompactShape
+from slicefixer.compact import PROJECTION, Compact, CompactShape
 from slicefixer.train import Options, train
 from slicefixer.validate import repair_volume, validate
 from slicefixer.window import HuWindow
@@ -34,6 +34,7 @@ def folder(tmp_path):
             projections = np.stack([np.tile(np.linspace(0, 1, 40, dtype=np.float32), (20, 1)), np.ones((20, 40), np.float32)])
             arrays = {
                 "degraded_hu": degraded,
+                "unexplained_hu": ((reference - degraded) // 2).astype(np.int16),
                 "projections": projections,
                 "inside": np.ones(SHAPE[1:], np.uint8),
                 "inside_z": np.stack([np.full(SHAPE[1:], 2, np.int16), np.full(SHAPE[1:], 30, np.int16)]),
@@ -63,11 +64,11 @@ def test_a_plane_is_taken_apart_and_put_together_again(folder, plane):
     slices = data.along(shard.reference, plane)
     # [z][y][x]: axial slices have rows y and columns x, the others have rows z.
     assert slices.shape == ((32, 48, 64), (48, 32, 64), (64, 32, 48))[plane]
-    first = data.stack_of(shard.reference, plane, 0, 1)
+    first = data.stack_of(shard.reference, plane, np.array([0]), 1)[0]
     assert first.shape[0] == 3 and (first[0] == first[1]).all() and (first[1] == slices[0]).all() and (first[2] == slices[1]).all()
 
     class Unchanged:
-        neighbours, window = 1, HuWindow()
+        neighbours, unexplained, window = 1, False, HuWindow()
 
         def condition(self, scan):
             return scan
@@ -83,14 +84,19 @@ def test_batches_depend_on_seed_and_step_alone(folder):
     training = data.shards(folder, "train")
     # Slices of different planes differ in size here, and cannot be one batch.
     for shard in training:
-        shard.degraded, shard.reference, shard.inside = (v[:32, :32, :32] for v in (shard.degraded, shard.reference, shard.inside))
-    sampler = data.Sampler(training, HuWindow(), 1, 6, seed=5)
+        volumes = (shard.degraded, shard.unexplained, shard.reference, shard.inside)
+        shard.degraded, shard.unexplained, shard.reference, shard.inside = (v[:32, :32, :32] for v in volumes)
+    model = Compact(CompactShape(planes=3, neighbours=1))
+    sampler = data.Sampler(training, model, 6, seed=5)
     sampler.draw(3)
-    again = data.Sampler(training, HuWindow(), 1, 6, seed=5)
+    again = data.Sampler(training, model, 6, seed=5)
     a, b = sampler.draw(4), again.draw(4)
     for one, two in ((a.slices, b.slices), (a.target, b.target), (a.plane, b.plane), (a.height, b.height), (a.scan.projections, b.scan.projections)):
         assert torch.equal(one, two)
     assert not torch.equal(a.slices, sampler.draw(5).slices)
+    # Three slices, and behind them what is unexplained there: half of what they lack, mirrored with them.
+    assert a.slices.shape == (6, 6, 32, 32) and len(set(a.plane.tolist())) > 1
+    torch.testing.assert_close(a.slices[:, 4:5], (a.target - a.slices[:, 1:2]) / 2, atol=1e-3, rtol=0)
 
 
 def test_mirroring_an_axis_mirrors_slices_height_and_the_view_across_it():

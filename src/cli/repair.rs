@@ -3,15 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use glam::{DAffine3, DMat3};
+use glam::{DAffine3, DMat3, DVec3};
 use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::Array3;
 use serde_json::json;
 
 use super::Failure;
+use crate::compute::Compute;
+use crate::compute::cpu::CpuCompute;
 use crate::error::exit;
 use crate::formats::nifti::{self, CtVolume, Storage};
 use crate::formats::{self, FormatError, Scan, SceneScale, npy};
+use crate::geometry::VolumeGrid;
+use crate::reconstruct::ReconstructError;
+use crate::reconstruct::optimise::{OptimiseError, OptimiseSettings, ScanViews, Unexplained};
 use crate::repair::{Conditioning, Demand, Options, Plane, Repair, RepairError, SliceFixer, Watch, shipped};
 
 const EXAMPLES: &str = "\
@@ -40,12 +45,15 @@ pub(super) struct Arguments {
     /// Volume to write: .nii, .nii.gz or .npy
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Planes to repair along; several are averaged
-    #[arg(long, value_name = "PLANE,...", value_delimiter = ',', value_parser = plane, default_value = "axial,coronal,sagittal")]
+    /// Planes to repair along; several are averaged [default: all that the model knows]
+    #[arg(long, value_name = "PLANE,...", value_delimiter = ',', value_parser = plane)]
     planes: Vec<Plane>,
     /// Part of the body (chest, head, ...); one that the model does not know counts as other
     #[arg(long, default_value = "other")]
     anatomy: String,
+    /// Photons a pixel without an object, by which a model that also looks at the residuals weighs them; inf: no noise
+    #[arg(long, value_name = "N", default_value_t = 1e5, value_parser = photons)]
+    photons: f64,
     /// Execution provider: any, tensorrt, tensorrt-rtx, cuda or cpu; one that is named runs, or nothing does
     #[arg(long, default_value = "any")]
     provider: Demand,
@@ -72,6 +80,13 @@ pub(super) struct Arguments {
 pub(super) fn plane(text: &str) -> Result<Plane, String> {
     let found = Plane::ALL.into_iter().find(|plane| plane.name() == text);
     found.ok_or_else(|| "there are axial, coronal, sagittal".into())
+}
+
+fn photons(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(photons) if photons > 0.0 => Ok(photons),
+        _ => Err("must be a number above 0, or inf".into()),
+    }
 }
 
 fn input(error: FormatError) -> Failure {
@@ -132,13 +147,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     fixer.condition(&conditioning).map_err(failure)?;
     let load_s = begin.elapsed().as_secs_f64();
     let warm = fixer.warm_up().map_err(failure)?;
+    if arguments.disagreement.is_some() && fixer.planes().len() < 2 {
+        let message = "--disagreement needs more than one of --planes".into();
+        return Err(Failure { message, code: exit::USAGE });
+    }
     let mut repair = Repair::new(&fixer, scale.mu_water_per_mm).map_err(failure)?;
+    let unexplained = if fixer.manifest().unexplained { volume.unexplained(arguments, &scan)? } else { Vec::new() };
 
     let mut bar = Bar::new(fixer.slices());
     let begin = Instant::now();
     // Read in standard order.
     let values = volume.per_mm.as_slice().unwrap_or(&[]);
-    let repaired = repair.run(&mut fixer, values, None, &mut bar);
+    let repaired = repair.run(&mut fixer, values, &unexplained, None, &mut bar);
     bar.0.finish_and_clear();
     let repaired = repaired.map_err(failure)?;
     let repair_s = begin.elapsed().as_secs_f64();
@@ -206,10 +226,6 @@ fn check_names(arguments: &Arguments) -> Result<(), Failure> {
             return Err(Failure { message, code: exit::OUTPUT });
         }
     }
-    if arguments.disagreement.is_some() && arguments.planes.len() < 2 {
-        let message = "--disagreement needs more than one of --planes".into();
-        return Err(Failure { message, code: exit::USAGE });
-    }
     Ok(())
 }
 
@@ -256,6 +272,32 @@ impl Volume {
         }
         let per_mm = hu.mapv_into(|hu| scan.scale.mu_per_mm(hu)).as_standard_layout().into_owned();
         Ok(Some(Self { per_mm, voxel_to_world_mm }))
+    }
+
+    /// What the scan says and the volume does not, 1/mm, as the volume lies.
+    fn unexplained(&self, arguments: &Arguments, scan: &Scan) -> Result<Vec<f32>, Failure> {
+        let refuse = |message: String| Failure {
+            message: format!("{}: {message}", arguments.volume.display()),
+            code: exit::INPUT,
+        };
+        let (x, y, z) = self.per_mm.dim();
+        let voxels = [x, y, z];
+        let corner_mm = self.voxel_to_world_mm.transform_point3(DVec3::ZERO);
+        let voxel_mm = self.voxel_to_world_mm.matrix3.diagonal();
+        let across = DVec3::new((x - 1) as f64, (y - 1) as f64, (z - 1) as f64);
+        let offset_mm = scan.patient_offset_mm;
+        let grid = VolumeGrid { voxels, voxel_mm, centre_mm: corner_mm + 0.5 * across * voxel_mm - offset_mm };
+        let mut settings = OptimiseSettings::default();
+        settings.data.photons = arguments.photons;
+        let unexplained = || -> Result<Vec<f32>, OptimiseError> {
+            let mut of_scan = Unexplained::new(&scan.geometry, &grid, &settings)?;
+            let mut compute = CpuCompute::new(arguments.threads).map_err(ReconstructError::from)?;
+            compute.prepare(&of_scan.plan().workload()).map_err(ReconstructError::from)?;
+            of_scan.load(&ScanViews::whole(scan.projections.as_slice().unwrap_or(&[])))?;
+            let compute = &compute;
+            compute.install(|| Ok(of_scan.of(compute, self.per_mm.as_slice().unwrap_or(&[]))?.to_vec()))
+        };
+        unexplained().map_err(|error| refuse(error.to_string()))
     }
 
     fn write(

@@ -15,7 +15,7 @@ pub struct SliceFixerSettings {
     pub model: ModelChoice,
     /// Part of the body that the model is told; one that it does not know counts as "other".
     pub anatomy: String,
-    /// Planes to repair along.
+    /// Planes to repair along; none: all that the model knows.
     pub planes: Vec<Plane>,
     /// Who may run it.
     pub demand: Demand,
@@ -143,7 +143,7 @@ fn anatomy(name: &str) -> Result<String, ConfigError> {
 }
 
 fn planes(names: Option<&[String]>) -> Result<Vec<Plane>, ConfigError> {
-    let Some(names) = names else { return Ok(Plane::ALL.to_vec()) };
+    let Some(names) = names else { return Ok(Vec::new()) };
     let plane = |name: &String| Plane::ALL.into_iter().find(|plane| plane.name().eq_ignore_ascii_case(name));
     let found: Option<Vec<Plane>> = names.iter().map(plane).collect();
     let planes = found.filter(|planes| {

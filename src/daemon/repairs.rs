@@ -167,14 +167,19 @@ struct Told {
 }
 
 impl Repairer for Told {
+    fn sees_unexplained(&self) -> bool {
+        lock(&self.fixing).sees_unexplained()
+    }
+
     fn repair(
         &mut self,
         volume: &[f32],
+        unexplained: &[f32],
         reference: &mut [f32],
         interrupts: &dyn Fn() -> bool,
     ) -> Result<(), NotRepaired> {
         let began = Instant::now();
-        let outcome = lock(&self.fixing).repair(volume, reference, interrupts);
+        let outcome = lock(&self.fixing).repair(volume, unexplained, reference, interrupts);
         let took = began.elapsed();
         let Some((supervision, handover)) = &self.teller else { return outcome };
         let run = {

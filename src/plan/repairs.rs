@@ -31,9 +31,7 @@ impl RepairPlan {
         let manifest = Manifest::read(&fixer.model()?)?;
         let options = fixer.options(settings.grid.voxels, settings.compute.threads);
         options.check()?;
-        for plane in &options.planes {
-            manifest.plane_index(*plane)?;
-        }
+        let options = options.of_model(&manifest)?;
         Ok(Some(Self { manifest, options, anatomy: fixer.anatomy.clone(), augment }))
     }
 

@@ -108,6 +108,10 @@ pub struct GraphContract {
     outputs: Vec<RawValue>,
 }
 
+fn channels(neighbours: usize, unexplained: bool) -> usize {
+    (2 * neighbours + 1) * (1 + usize::from(unexplained))
+}
+
 /// A checked manifest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Manifest {
@@ -119,6 +123,9 @@ pub struct Manifest {
     pub window: HuWindow,
     /// Slices that the model sees on each side of the one it repairs.
     pub neighbours: usize,
+    /// Whether it also sees, of each of these, what the scan says and the volume does not
+    /// ([`crate::reconstruct::optimise::Unexplained`]).
+    pub unexplained: bool,
     /// Rows and columns are padded to multiples of this.
     pub multiple: usize,
     /// Planes it knows; the index is what it is told.
@@ -202,7 +209,6 @@ impl Manifest {
             }
         };
         let (condition, repair) = (graph("condition")?, graph("repair")?);
-        let channels = 2 * raw.neighbours as i64 + 1;
         let [_, _, rows, columns] = condition.sizes(path, "condition", "projections", ["1", "2", "#", "#"])?;
         condition.sizes(path, "condition", "anatomy", ["1"])?;
         let [_, tokens, width] = condition.sizes(path, "condition", "context", ["1", "#", "#"])?;
@@ -211,7 +217,7 @@ impl Manifest {
                 return no(&format!("graph.condition.{name}"), format!("{values} values"), "must be at most 2^24");
             }
         }
-        let channels = channels.to_string();
+        let channels = channels(raw.neighbours as usize, raw.unexplained).to_string();
         repair.sizes(path, "repair", "slices", ["batch", &channels, "rows", "columns"])?;
         repair.sizes(path, "repair", "context", ["1", &tokens.to_string(), &width.to_string()])?;
         repair.sizes(path, "repair", "plane", ["batch"])?;
@@ -228,6 +234,7 @@ impl Manifest {
             name: raw.name.chars().take(64).collect(),
             window: HuWindow { low_hu, high_hu },
             neighbours: raw.neighbours as usize,
+            unexplained: raw.unexplained,
             multiple: raw.multiple as usize,
             planes: raw.planes,
             anatomies: raw.anatomies,
@@ -237,6 +244,12 @@ impl Manifest {
             condition,
             repair,
         })
+    }
+
+    /// Images of which a slice is repaired.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        channels(self.neighbours, self.unexplained)
     }
 
     /// What the model is told of a part of the body: its index, 0 for one it does not know.

@@ -32,7 +32,7 @@ const WARM_UP_RUNS: usize = 3;
 pub struct Options {
     /// Voxels `[x, y, z]` of the volumes to come.
     pub voxels: [usize; 3],
-    /// Planes to repair along.
+    /// Planes to repair along; none: all that the model knows.
     pub planes: Vec<Plane>,
     /// Slices at once, at most: the slices of a plane are divided evenly. More is no faster on a CPU, and a deadline is looked at between
     /// batches.
@@ -48,12 +48,12 @@ pub struct Options {
 }
 
 impl Options {
-    /// All planes, four slices at once, all processors, any provider.
+    /// All planes that the model knows, four slices at once, all processors, any provider.
     #[must_use]
     pub fn new(voxels: [usize; 3]) -> Self {
         Self {
             voxels,
-            planes: Plane::ALL.to_vec(),
+            planes: Vec::new(),
             batch: 4,
             threads: 0,
             demand: Demand::Any,
@@ -62,7 +62,22 @@ impl Options {
         }
     }
 
-    /// Slices of all planes: what a whole repair runs.
+    /// The same for a model: its planes, where none was chosen.
+    ///
+    /// # Errors
+    /// [`RepairError::Input`] for a plane that the model does not know.
+    pub fn of_model(&self, manifest: &Manifest) -> Result<Self, RepairError> {
+        let mut options = self.clone();
+        if options.planes.is_empty() {
+            options.planes.clone_from(&manifest.planes);
+        }
+        for plane in &options.planes {
+            manifest.plane_index(*plane)?;
+        }
+        Ok(options)
+    }
+
+    /// Slices of the planes chosen: what a whole repair runs.
     #[must_use]
     pub fn slices(&self) -> usize {
         self.planes.iter().map(|plane| self.voxels[plane.axes()[0]]).sum()
@@ -84,9 +99,9 @@ impl Options {
             return Err(RepairError::input("voxels", count, "must be 1 to 8192 along each axis"));
         }
         let twice = (1..self.planes.len()).any(|place| self.planes[..place].contains(&self.planes[place]));
-        if self.planes.is_empty() || twice {
+        if twice {
             let shown = format!("{:?}", self.planes);
-            return Err(RepairError::input("planes", shown, "must name each at most once, and one at least"));
+            return Err(RepairError::input("planes", shown, "must name each at most once"));
         }
         if !(1..=MOST_BATCH).contains(&self.batch) {
             return Err(RepairError::input("batch", self.batch, "must be 1 to 256"));
@@ -105,7 +120,7 @@ pub(super) struct Bound {
     pub(super) layout: Layout,
     /// Slices of a run.
     pub(super) batch: usize,
-    /// `[batch][neighbour][row][column]`, window units.
+    /// `[batch][channel][row][column]`, window units.
     slices: Tensor<f32>,
     index: Tensor<i64>,
     height: Tensor<f32>,
@@ -141,9 +156,7 @@ impl SliceFixer {
     pub fn load(model: &Path, options: &Options) -> Result<Self, RepairError> {
         options.check()?;
         let manifest = Manifest::read(model)?;
-        for plane in &options.planes {
-            manifest.plane_index(*plane)?;
-        }
+        let options = &options.of_model(&manifest)?;
         let (condition, repair) = (manifest.condition.bytes()?, manifest.repair.bytes()?);
         let library = library::load(options.onnxruntime.as_deref())?;
         let threads = match options.threads {
@@ -159,7 +172,7 @@ impl SliceFixer {
             model_sha256: manifest.repair.sha256,
             cache_folder: options.cache_folder.as_deref(),
             profiles: Some(profiles(&layouts)),
-            channels: 2 * manifest.neighbours + 1,
+            channels: manifest.channels(),
             context: manifest.context,
         };
         let (repairer, providers) =
@@ -193,7 +206,7 @@ impl SliceFixer {
         conditioner_binding.bind_input("projections", &projections)?;
         conditioner_binding.bind_input("anatomy", &anatomy)?;
         conditioner_binding.bind_output("context", &mut context)?;
-        let channels = 2 * manifest.neighbours + 1;
+        let channels = manifest.channels();
         let bound = layouts
             .iter()
             .map(|&(plane, layout, batch)| {
@@ -367,13 +380,12 @@ impl SliceFixer {
         &mut self,
         place: usize,
         first: usize,
-        volume: &[f32],
-        window: [f64; 2],
+        volumes: &[(&[f32], [f64; 2])],
     ) -> Result<&[f32], RepairError> {
         let neighbours = self.manifest.neighbours;
         let bound = &mut self.bound[place];
         let layout = bound.layout;
-        layout.gather(volume, first, neighbours, window, bound.slices.extract_tensor_mut().1);
+        layout.gather(volumes, first, neighbours, bound.slices.extract_tensor_mut().1);
         for (n, height) in bound.height.extract_tensor_mut().1.iter_mut().enumerate() {
             *height = layout.height((first + n).min(layout.size[0] - 1));
         }
@@ -407,7 +419,7 @@ impl SliceFixer {
 fn bound_bytes(manifest: &Manifest, planes: impl Iterator<Item = (Layout, usize)>) -> usize {
     let images = |(layout, batch): (Layout, usize)| {
         let pixels = layout.padded[0] * layout.padded[1];
-        batch * (pixels * (2 * manifest.neighbours + 2) * 4 + 12)
+        batch * (pixels * (manifest.channels() + 1) * 4 + 12)
     };
     let [rows, columns] = manifest.projection;
     let [tokens, width] = manifest.context;

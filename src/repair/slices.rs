@@ -34,20 +34,15 @@ impl Layout {
         ((slice as f64 + 0.5) / self.size[0] as f64) as f32
     }
 
-    /// Fills `out` (`[slice of the batch][neighbour][row][column]`, padded) with the slices from `first` on and their neighbours in window
-    /// units: `scale * value + offset`; beyond the ends of the volume the last slice is repeated, so that a batch may run past the end.
-    pub(super) fn gather(
-        &self,
-        volume: &[f32],
-        first: usize,
-        neighbours: usize,
-        [scale, offset]: [f64; 2],
-        out: &mut [f32],
-    ) {
+    /// Fills `out` (`[slice of the batch][volume][neighbour][row][column]`, padded) with the slices from `first` on and their neighbours in window
+    /// units: `scale * value + offset` of each volume; beyond the ends of a volume the last slice is repeated, so that a batch may run past the end.
+    pub(super) fn gather(&self, volumes: &[(&[f32], [f64; 2])], first: usize, neighbours: usize, out: &mut [f32]) {
         let [rows, columns] = self.padded;
         let around = 2 * neighbours + 1;
         out.par_chunks_exact_mut(rows * columns).enumerate().for_each(|(image, out)| {
-            let slice = (first + image / around + image % around).saturating_sub(neighbours).min(self.size[0] - 1);
+            let (image, beside) = (image / around, image % around);
+            let (volume, [scale, offset]) = volumes[image % volumes.len()];
+            let slice = (first + image / volumes.len() + beside).saturating_sub(neighbours).min(self.size[0] - 1);
             for (row, line) in out.chunks_exact_mut(columns).enumerate() {
                 let begin = slice * self.stride[0] + row.min(self.size[1] - 1) * self.stride[1];
                 for (column, value) in line.iter_mut().take(self.size[2]).enumerate() {

@@ -75,7 +75,8 @@ impl Repair {
         size_of_val(&self.mean[..]) + size_of_val(&self.spread[..])
     }
 
-    /// Repairs a volume in 1/mm, `[x][y][z]`. Nothing is given unless every slice of every plane is there, in time and sound: a run that
+    /// Repairs a volume in 1/mm, `[x][y][z]`; `unexplained` is what the scan says and the volume does not, likewise, and is not looked at (it may be empty)
+    /// where the manifest does not ask for it. Nothing is given unless every slice of every plane is there, in time and sound: a run that
     /// is still going at the deadline is ended (between two nodes of the graph).
     ///
     /// # Errors
@@ -85,11 +86,12 @@ impl Repair {
         &mut self,
         fixer: &mut SliceFixer,
         volume: &[f32],
+        unexplained: &[f32],
         deadline: Option<Instant>,
         watch: &mut dyn Watch,
     ) -> Result<Repaired<'_>, RepairError> {
         fixer.allow_until(deadline)?;
-        let outcome = self.all_planes(fixer, volume, deadline, watch);
+        let outcome = self.all_planes(fixer, (volume, unexplained), deadline, watch);
         // Runs that are not a repair's have no deadline.
         fixer.allow_until(None)?;
         outcome?;
@@ -100,7 +102,7 @@ impl Repair {
     fn all_planes(
         &mut self,
         fixer: &mut SliceFixer,
-        volume: &[f32],
+        (volume, unexplained): (&[f32], &[f32]),
         deadline: Option<Instant>,
         watch: &mut dyn Watch,
     ) -> Result<(), RepairError> {
@@ -112,12 +114,26 @@ impl Repair {
             let wanted = format!("must be {:?}", self.voxels);
             return Err(RepairError::input("volume", format!("{} voxels", volume.len()), wanted));
         }
+        let sees_unexplained = fixer.manifest().unexplained;
+        if sees_unexplained && unexplained.len() != volume.len() {
+            let given = format!("{} voxels", unexplained.len());
+            let wanted = format!(
+                "{} sees what the scan says and the volume does not: must be as long as the volume",
+                fixer.manifest().name
+            );
+            return Err(RepairError::input("unexplained", given, wanted));
+        }
         if !fixer.is_conditioned() {
             return Err(RepairError::input("scan", "(none)", "the model must be conditioned on it first"));
         }
         let window = fixer.manifest().window;
         let to_unit = window.of_attenuation(self.mu_water_per_mm);
-        let limit = self.limit(volume, to_unit)?;
+        let limit = self.limit("volume", volume, to_unit)?;
+        let seen = [(volume, to_unit), (unexplained, [to_unit[0], 0.0])];
+        let seen = if sees_unexplained { &seen[..] } else { &seen[..1] };
+        if sees_unexplained {
+            self.limit("unexplained", unexplained, to_unit)?;
+        }
         let (slices, mut done) = (fixer.slices(), 0);
         let late = |done: usize| match deadline {
             Some(deadline) if Instant::now() >= deadline => Err(RepairError::Late { done, slices }),
@@ -133,7 +149,7 @@ impl Repair {
                 }
                 let count = batch.min(layout.size[0] - first);
                 // A run that was ended fails like any other; the clock says why, or whoever watches.
-                let repaired = match fixer.repair_batch(place, first, volume, to_unit) {
+                let repaired = match fixer.repair_batch(place, first, seen) {
                     Err(RepairError::Run { .. }) if late(done).is_err() => return late(done),
                     Err(RepairError::Run { .. }) if watch.interrupts() => return Err(RepairError::Interrupted),
                     outcome => outcome?,
@@ -163,12 +179,12 @@ impl Repair {
     }
 
     /// Largest magnitude in window units that is taken; refuses volumes that are no numbers.
-    fn limit(&self, volume: &[f32], [scale, offset]: [f64; 2]) -> Result<f32, RepairError> {
+    fn limit(&self, name: &str, volume: &[f32], [scale, offset]: [f64; 2]) -> Result<f32, RepairError> {
         let mut farthest = 1.0_f32;
         for (at, value) in volume.iter().enumerate() {
             if !value.is_finite() {
                 let [_, ny, nz] = self.voxels;
-                let place = format!("volume[{}, {}, {}]", at / (ny * nz), at / nz % ny, at % nz);
+                let place = format!("{name}[{}, {}, {}]", at / (ny * nz), at / nz % ny, at % nz);
                 return Err(RepairError::input(place, value, "must be finite"));
             }
             farthest = farthest.max((scale * f64::from(*value) + offset).abs() as f32);

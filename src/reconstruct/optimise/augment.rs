@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::OptimiseError;
 use super::run::floats;
+use super::views::MeasuredViews;
 use crate::compute::Operations;
 use crate::compute::losses::VolumeSsimLoss;
 use crate::geometry::VolumeGrid;
@@ -108,13 +109,20 @@ pub enum NotRepaired {
 
 /// Makes a pseudo-reference of a volume.
 pub trait Repairer: Send {
-    /// Repairs `volume` (1/mm, `[x][y][z]`) into `reference`, which is overwritten; `interrupts` is asked now and then whether to give up.
+    /// Whether it looks at what is unexplained.
+    fn sees_unexplained(&self) -> bool {
+        false
+    }
+
+    /// Repairs `volume` (1/mm, `[x][y][z]`) into `reference`, which is overwritten; `unexplained` is what the scan says and the volume does not
+    /// (empty where it is not looked at); `interrupts` is asked now and then whether to give up.
     ///
     /// # Errors
     /// [`NotRepaired`]; `reference` is then unspecified.
     fn repair(
         &mut self,
         volume: &[f32],
+        unexplained: &[f32],
         reference: &mut [f32],
         interrupts: &dyn Fn() -> bool,
     ) -> Result<(), NotRepaired>;
@@ -169,17 +177,34 @@ impl Augmentation {
             && iterations.is_some_and(|iterations| done >= settings.iteration_of(self.next, iterations))
     }
 
-    /// Repairs `volume`. Where that fails, the run goes on without a reference: an old one would hold it back where it was.
-    pub(super) fn repair(&mut self, volume: &[f32], interrupts: &dyn Fn() -> bool) {
+    /// Repairs `volume`, by what `views` find unexplained in it where the repairer looks at that (`work` then is a volume to put it). Where the repair
+    /// fails, the run goes on without a reference: an old one would hold it back where it was.
+    ///
+    /// # Errors
+    /// [`OptimiseError`] of the projectors; a repair that fails is none.
+    pub(super) fn repair(
+        &mut self,
+        compute: &dyn Operations,
+        views: &mut MeasuredViews,
+        (volume, work): (&[f32], &mut [f32]),
+        interrupts: &dyn Fn() -> bool,
+    ) -> Result<(), OptimiseError> {
         self.next += 1;
         let began = Instant::now();
-        let repaired = self.repairer.repair(volume, &mut self.reference, interrupts);
+        let unexplained = if self.repairer.sees_unexplained() {
+            views.unexplained(compute, volume, work, &mut self.reference)?;
+            work
+        } else {
+            &mut []
+        };
+        let repaired = self.repairer.repair(volume, unexplained, &mut self.reference, interrupts);
         self.repairs.seconds += began.elapsed().as_secs_f64();
         self.holds = repaired.is_ok();
         match repaired {
             Ok(()) => self.repairs.done += 1,
             Err(why) => (self.repairs.failed, self.repairs.why) = (self.repairs.failed + 1, Some(why)),
         }
+        Ok(())
     }
 
     /// Adds the loss's gradient by `volume`, where it is due; `views_mm2`: what the views weigh in a voxel.

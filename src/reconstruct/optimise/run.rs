@@ -369,7 +369,8 @@ impl Optimiser {
         // A volume that is none cannot be repaired; the iteration that follows finds out.
         let is_volume = self.voxelise(compute);
         if matches!(is_volume, Ok(true)) {
-            augmentation.repair(&self.volume, &|| observer.interrupts());
+            augmentation
+                .repair(compute, &mut self.views, (&self.volume, &mut self.by_volume), &|| observer.interrupts())?;
         }
         self.augmentation = Some(augmentation);
         is_volume.map(|_| ())
@@ -382,7 +383,7 @@ impl Optimiser {
         let is_volume = self.voxelise(compute);
         if matches!(is_volume, Ok(true)) {
             augmentation.begin();
-            augmentation.repair(&self.volume, &|| false);
+            augmentation.repair(compute, &mut self.views, (&self.volume, &mut self.by_volume), &|| false)?;
         }
         let is_done = augmentation.repairs.done > 0;
         self.augmentation = Some(augmentation);

@@ -67,15 +67,20 @@ impl Watch for Asked<'_> {
 }
 
 impl Repairer for SliceFixing {
+    fn sees_unexplained(&self) -> bool {
+        self.fixer.manifest().unexplained
+    }
+
     fn repair(
         &mut self,
         volume: &[f32],
+        unexplained: &[f32],
         reference: &mut [f32],
         interrupts: &dyn Fn() -> bool,
     ) -> Result<(), NotRepaired> {
         let limit = self.limit.and_then(|limit| Instant::now().checked_add(limit));
         let deadline = limit.into_iter().chain(self.until).min();
-        let repaired = self.repair.run(&mut self.fixer, volume, deadline, &mut Asked(interrupts));
+        let repaired = self.repair.run(&mut self.fixer, volume, unexplained, deadline, &mut Asked(interrupts));
         let repaired = repaired.map_err(|error| match error {
             RepairError::Output { .. } => NotRepaired::Output,
             RepairError::Late { .. } => NotRepaired::Late,

@@ -15,6 +15,8 @@ pub(super) struct RawManifest {
     pub(super) opset: u32,
     pub(super) window_hu: [f64; 2],
     pub(super) neighbours: u32,
+    #[serde(default)]
+    pub(super) unexplained: bool,
     pub(super) multiple: u32,
     pub(super) planes: Vec<Plane>,
     pub(super) anatomies: Vec<String>,

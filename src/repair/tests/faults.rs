@@ -19,7 +19,7 @@ fn output_that_is_no_number_or_far_out_refuses_the_repair() {
     for (graph, shown) in [("broken/nan.onnx", "NaN"), ("broken/far.onnx", "")] {
         let model = changed(graph, |text| text);
         let (mut fixer, mut repair) = loaded(model.path(), library.clone(), voxels);
-        let refused = repair.run(&mut fixer, &volume(voxels), None, &mut ()).unwrap_err();
+        let refused = repair.run(&mut fixer, &volume(voxels), &[], None, &mut ()).unwrap_err();
         assert_eq!(refused.class(), ErrorClass::Degrade);
         let RepairError::Output { plane, slice, value, limit } = refused else { panic!("{refused}") };
         // Heights above one half go wrong: slice 6 of 11 is the first.
@@ -36,7 +36,7 @@ fn what_the_volume_holds_already_is_no_fault_of_the_model() {
     let mut metal = volume(voxels);
     // 20 000 HU: 20 half windows.
     metal[100] = (21.0 * MU_WATER_PER_MM) as f32;
-    assert!(repair.run(&mut fixer, &metal, None, &mut ()).is_ok());
+    assert!(repair.run(&mut fixer, &metal, &[], None, &mut ()).is_ok());
 }
 
 /// Dawdles after the last batch.
@@ -57,7 +57,7 @@ fn what_ends_after_the_deadline_is_late() {
     let (mut fixer, mut repair) = loaded(&models(), library, voxels);
     // Three runs of microseconds, unless the machine stands still.
     let deadline = Instant::now() + Duration::from_millis(800);
-    let late = repair.run(&mut fixer, &volume(voxels), Some(deadline), &mut Dawdling(deadline)).unwrap_err();
+    let late = repair.run(&mut fixer, &volume(voxels), &[], Some(deadline), &mut Dawdling(deadline)).unwrap_err();
     assert!(matches!(late, RepairError::Late { done: 9, slices: 9 }), "{late}");
 }
 
@@ -83,22 +83,22 @@ fn deadlines_and_interruptions_are_looked_at_between_batches() {
     let (mut fixer, mut repair) = loaded(&models(), library, voxels);
     let volume = volume(voxels);
     let mut watch = Counting { seen: Vec::new(), stop_at: usize::MAX };
-    let late = repair.run(&mut fixer, &volume, Some(Instant::now()), &mut watch).unwrap_err();
+    let late = repair.run(&mut fixer, &volume, &[], Some(Instant::now()), &mut watch).unwrap_err();
     assert!(matches!(late, RepairError::Late { done: 0, slices: 21 }), "{late}");
     assert_eq!(late.class(), ErrorClass::Degrade);
     assert!(watch.seen.is_empty());
 
     let in_time = Some(Instant::now() + Duration::from_secs(3600));
-    let whole = repair.run(&mut fixer, &volume, in_time, &mut watch).unwrap().per_mm.to_vec();
+    let whole = repair.run(&mut fixer, &volume, &[], in_time, &mut watch).unwrap().per_mm.to_vec();
     assert_eq!(watch.seen.last(), Some(&(21, 21)));
     assert!(watch.seen.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[1].0 - pair[0].0 <= 3));
 
     let mut watch = Counting { seen: Vec::new(), stop_at: 8 };
-    let interrupted = repair.run(&mut fixer, &volume, None, &mut watch).unwrap_err();
+    let interrupted = repair.run(&mut fixer, &volume, &[], None, &mut watch).unwrap_err();
     assert!(matches!(interrupted, RepairError::Interrupted), "{interrupted}");
     assert_eq!(watch.seen.last().unwrap().0, 8);
     // What was left half done does not show in the next.
-    assert_eq!(repair.run(&mut fixer, &volume, None, &mut ()).unwrap().per_mm, whole);
+    assert_eq!(repair.run(&mut fixer, &volume, &[], None, &mut ()).unwrap().per_mm, whole);
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn a_run_that_stalls_is_ended_at_the_deadline() {
     fixer.warm_up().unwrap();
     for _ in 0..2 {
         let deadline = Some(Instant::now() + Duration::from_millis(200));
-        let late = repair.run(&mut fixer, &volume(voxels), deadline, &mut ()).unwrap_err();
+        let late = repair.run(&mut fixer, &volume(voxels), &[], deadline, &mut ()).unwrap_err();
         assert!(matches!(late, RepairError::Late { done: 6, slices: 30 }), "{late}");
     }
     // The session lives on.
@@ -142,7 +142,7 @@ fn a_run_that_stalls_is_ended_from_another_thread() {
         }
         ender.end();
     });
-    let interrupted = repair.run(&mut fixer, &volume(voxels), None, &mut Until(moment)).unwrap_err();
+    let interrupted = repair.run(&mut fixer, &volume(voxels), &[], None, &mut Until(moment)).unwrap_err();
     assert!(matches!(interrupted, RepairError::Interrupted), "{interrupted}");
     ended.join().unwrap();
     // What was ended does not end what comes after it, the telling of a scan included.
@@ -157,12 +157,12 @@ fn wrong_arguments_are_named() {
     let voxels = [4, 5, 6];
     let (mut fixer, mut repair) = loaded(&models(), library.clone(), voxels);
     let says = |error: RepairError, part: &str| assert!(error.to_string().contains(part), "{part}: {error}");
-    says(repair.run(&mut fixer, &[0.0; 7], None, &mut ()).unwrap_err(), "volume = 7 voxels: must be [4, 5, 6]");
+    says(repair.run(&mut fixer, &[0.0; 7], &[], None, &mut ()).unwrap_err(), "volume = 7 voxels: must be [4, 5, 6]");
     let mut holed = volume(voxels);
     holed[(2 * 5 + 3) * 6 + 4] = f32::NAN;
-    says(repair.run(&mut fixer, &holed, None, &mut ()).unwrap_err(), "volume[2, 3, 4] = NaN");
+    says(repair.run(&mut fixer, &holed, &[], None, &mut ()).unwrap_err(), "volume[2, 3, 4] = NaN");
     fixer.forget();
-    says(repair.run(&mut fixer, &volume(voxels), None, &mut ()).unwrap_err(), "conditioned");
+    says(repair.run(&mut fixer, &volume(voxels), &[], None, &mut ()).unwrap_err(), "conditioned");
     for mu in [0.0, -0.02, f64::NAN, f64::INFINITY] {
         says(Repair::new(&fixer, mu).unwrap_err(), "mu_water_per_mm");
     }
@@ -177,7 +177,7 @@ fn wrong_arguments_are_named() {
     let told = Conditioning { views: [views[0].view(), empty.view()], anatomy: "head" };
     says(fixer.condition(&told).unwrap_err(), "0 x 4 pixels");
     let (mut other, _) = loaded(&models(), library.clone(), [6, 5, 4]);
-    says(repair.run(&mut other, &volume(voxels), None, &mut ()).unwrap_err(), "is not the one");
+    says(repair.run(&mut other, &volume(voxels), &[], None, &mut ()).unwrap_err(), "is not the one");
 
     let usual = options(library, voxels);
     for (options, part) in [

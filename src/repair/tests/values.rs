@@ -67,7 +67,7 @@ fn check(library: &Path, voxels: [usize; 3], planes: &[Plane], batch: usize) {
     let [first, second] = views();
     let token = mean(&first) + mean(&second) + 2.0;
     let mut repair = Repair::new(&fixer, MU_WATER_PER_MM).unwrap();
-    let repaired = repair.run(&mut fixer, &volume, None, &mut ()).unwrap();
+    let repaired = repair.run(&mut fixer, &volume, &[], None, &mut ()).unwrap();
     assert_eq!(repaired.disagreement_hu.is_some(), planes.len() > 1);
     let [nx, ny, nz] = voxels;
     for at in 0..nx * ny * nz {
@@ -128,7 +128,7 @@ fn the_same_bits_come_of_any_number_of_threads_and_any_run() {
         conditioned(&mut fixer, "head");
         let mut repair = Repair::new(&fixer, MU_WATER_PER_MM).unwrap();
         for _ in 0..2 {
-            let repaired = repair.run(&mut fixer, &volume(voxels), None, &mut ()).unwrap();
+            let repaired = repair.run(&mut fixer, &volume(voxels), &[], None, &mut ()).unwrap();
             let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
             results.push((bits(repaired.per_mm), bits(repaired.disagreement_hu.unwrap())));
         }

@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use glam::DVec3;
 
-use super::super::{Budget, Method, OptimiseSettings, Outcome, Recipe, ScanViews};
+use super::super::{Budget, Method, OptimiseSettings, Outcome, Recipe, ScanViews, Unexplained};
 use super::*;
+use crate::compute::Compute;
 use crate::compute::cpu::CpuCompute;
 use crate::geometry::{CircularOrbit, Detector, ScanGeometry};
 use crate::reconstruct::Unobserved;
@@ -44,12 +45,25 @@ fn truth() -> Vec<f32> {
 struct Fixed {
     truth: Option<Vec<f32>>,
     fails: Option<NotRepaired>,
+    /// Whether it looks at what is unexplained, and keeps that.
+    looks: bool,
     seen: Arc<Mutex<Vec<Vec<f32>>>>,
 }
 
 impl Repairer for Fixed {
-    fn repair(&mut self, volume: &[f32], reference: &mut [f32], _: &dyn Fn() -> bool) -> Result<(), NotRepaired> {
-        self.seen.lock().unwrap().push(volume.to_vec());
+    fn sees_unexplained(&self) -> bool {
+        self.looks
+    }
+
+    fn repair(
+        &mut self,
+        volume: &[f32],
+        unexplained: &[f32],
+        reference: &mut [f32],
+        _: &dyn Fn() -> bool,
+    ) -> Result<(), NotRepaired> {
+        assert_eq!(unexplained.len(), if self.looks { volume.len() } else { 0 });
+        self.seen.lock().unwrap().push(if self.looks { unexplained } else { volume }.to_vec());
         if let Some(why) = self.fails {
             // What a failed repair leaves there must not matter.
             reference.fill(f32::NAN);
@@ -68,6 +82,10 @@ struct Run {
 }
 
 fn run(augment: Option<AugmentSettings>, truth: Option<Vec<f32>>, fails: Option<NotRepaired>, threads: usize) -> Run {
+    run_with(augment, Fixed { truth, fails, looks: false, seen: Arc::default() }, threads)
+}
+
+fn run_with(augment: Option<AugmentSettings>, repairer: Fixed, threads: usize) -> Run {
     let (grid, geometry) = (grid(), geometry());
     let settings = OptimiseSettings { approach_iterations: 3, fit_iterations: 4, augment, ..Default::default() };
     let method = Method::Field(FieldPlan::for_grid(&grid, 1));
@@ -75,8 +93,8 @@ fn run(augment: Option<AugmentSettings>, truth: Option<Vec<f32>>, fails: Option<
     let mut compute = CpuCompute::new(threads).unwrap();
     recipe.prepare(&mut compute).unwrap();
     let mut optimiser = recipe.optimiser().unwrap();
-    let seen = Arc::default();
-    optimiser.repair_with(Box::new(Fixed { truth, fails, seen: Arc::clone(&seen) })).unwrap();
+    let seen = Arc::clone(&repairer.seen);
+    optimiser.repair_with(Box::new(repairer)).unwrap();
     let measured: Vec<f32> = phantom().line_integrals(&geometry).into_iter().collect();
     optimiser.load_views(&ScanViews::whole(&measured)).unwrap();
     optimiser.begin(&compute, None, &Unobserved).unwrap();
@@ -101,6 +119,21 @@ fn a_good_reference_makes_a_better_volume_and_the_result_is_not_the_reference() 
     assert_eq!((repairs.done, repairs.failed, repairs.why), (2, 0, None));
     assert!(repairs.dissimilarity.unwrap() > 0.0);
     assert!(without.repairs.is_none() && without.seen.is_empty());
+}
+
+#[test]
+fn a_repairer_that_looks_is_shown_what_the_scan_says_and_the_volume_does_not() {
+    let augment = AugmentSettings { first: 0.25, ..Default::default() };
+    let fixed = |looks| Fixed { truth: Some(truth()), fails: None, looks, seen: Arc::default() };
+    let (volume, shown) = (run_with(Some(augment), fixed(false), 1), run_with(Some(augment), fixed(true), 1));
+    // Looking changes nothing of the run: the gradient's memory that it borrows is made anew.
+    assert_eq!(volume.volume, shown.volume);
+    let measured: Vec<f32> = phantom().line_integrals(&geometry()).into_iter().collect();
+    let mut alone = Unexplained::new(&geometry(), &grid(), &OptimiseSettings::default()).unwrap();
+    let mut compute = CpuCompute::new(2).unwrap();
+    compute.prepare(&alone.plan().workload()).unwrap();
+    alone.load(&ScanViews::whole(&measured)).unwrap();
+    assert_eq!(shown.seen[0], alone.of(&compute, &volume.seen[0]).unwrap());
 }
 
 #[test]
@@ -144,7 +177,9 @@ fn an_early_start_is_not_repaired_and_its_iterations_count_in_the_plan() {
     recipe.prepare(&mut compute).unwrap();
     let mut optimiser = recipe.optimiser().unwrap();
     let seen: Arc<Mutex<Vec<Vec<f32>>>> = Arc::default();
-    optimiser.repair_with(Box::new(Fixed { truth: Some(truth()), fails: None, seen: Arc::clone(&seen) })).unwrap();
+    optimiser
+        .repair_with(Box::new(Fixed { truth: Some(truth()), fails: None, looks: false, seen: Arc::clone(&seen) }))
+        .unwrap();
     let measured: Vec<f32> = phantom().line_integrals(&geometry).into_iter().collect();
     optimiser.load_views(&ScanViews::whole(&measured)).unwrap();
     optimiser.begin(&compute, None, &Unobserved).unwrap();
