@@ -51,7 +51,7 @@ pub(super) fn draw(path: &Path, panels: &[Panel<'_>], window: Window) -> Result<
     // Below each slice stands its name.
     let row_height = |plane: usize| columns.iter().map(|column| column[plane].height).max().unwrap_or(0) + line;
     let tops = [MARGIN, MARGIN + row_height(0)];
-    let captions_top = tops[1] + row_height(1) + MARGIN / 2;
+    let captions_top = tops[1] + row_height(1) + MARGIN;
     let caption_lines = captions.iter().map(Vec::len).max().unwrap_or(0);
     let height = captions_top + caption_lines * line + MARGIN + line;
 
