@@ -1,6 +1,7 @@
 # diffnr: the two commands are `make demo` and `make test`.
 #
-#   make demo [CT=volume.nii.gz]   simulate a scan, play it from a C gantry into the daemon, save and score the volume
+#   make demo [CT=volume.nii.gz]   simulate a scan, play it from a C gantry into the daemon, save and score the volume;
+#                                  then the methods from 24 views side by side (demo/methods.png)
 #   make test                      every test: Rust, C, Python, the model check of the shared-memory protocol
 #   make lint                      formatting and clippy, warnings are errors
 #   make onnxruntime               ONNX Runtime (for SliceFixer) into .onnxruntime; ONNXRUNTIME=onnxruntime-gpu==1.31.1 for NVIDIA GPUs

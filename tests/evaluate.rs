@@ -259,3 +259,141 @@ fn lungs_are_found_in_both_and_compared() {
     refused(&[text(&values), "--reference", text(&values), "--lungs"], 4, &["not in HU", "NIfTI"]);
     refused(&[text(&none), "--reference", text(&none), "--lungs", "--dice"], 2, &["--dice"]);
 }
+
+/// Grey values `[row][column]` of a picture.
+fn pixels(png: &Path) -> ndarray::Array2<u8> {
+    let decoder = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(png).unwrap()));
+    let mut reader = decoder.read_info().unwrap();
+    let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
+    let info = reader.next_frame(&mut bytes).unwrap();
+    ndarray::Array2::from_shape_vec((info.height as usize, info.width as usize), bytes).unwrap()
+}
+
+/// Rows and columns between which two pictures of one size differ.
+fn differ(a: &ndarray::Array2<u8>, b: &ndarray::Array2<u8>) -> [std::ops::Range<usize>; 2] {
+    let at: Vec<(usize, usize)> = a.indexed_iter().filter(|(at, grey)| b[*at] != **grey).map(|(at, _)| at).collect();
+    let span = |of: fn(&(usize, usize)) -> usize| {
+        at.iter().map(of).min().unwrap_or(0)..at.iter().map(of).max().map_or(0, |last| last + 1)
+    };
+    [span(|at| at.0), span(|at| at.1)]
+}
+
+#[test]
+fn several_volumes_have_each_the_figures_it_has_alone() {
+    let case = Case::new();
+    let truth = tissue(&grid());
+    let reference = case.volume("truth.nii", &truth, &grid());
+    let near = case.volume("near.nii.gz", &truth.mapv(|hu| hu + 10.0), &grid());
+    let far = case.volume("far.nii", &truth.mapv(|hu| 0.5 * hu), &grid());
+    let all = [text(&near), text(&far), text(&reference), "--reference", text(&reference)];
+    let json = figures(&[&all[..], &["--names", "10 HU off, half ,same"]].concat());
+    assert_eq!(json["reference"], text(&reference));
+    let volumes = json["volumes"].as_array().unwrap();
+    assert_eq!(
+        volumes.iter().map(|one| one["name"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["10 HU off", "half", "same"]
+    );
+    for (one, path) in volumes.iter().zip([&near, &far, &reference]) {
+        let alone = figures(&[text(path), "--reference", text(&reference)]);
+        assert!(alone.get("volumes").is_none() && alone.get("name").is_none(), "as ever: {alone}");
+        let mut expected = alone;
+        (expected["name"], expected["volume"]) = (one["name"].clone(), text(path).into());
+        assert_eq!(one, &expected);
+    }
+    let printed = String::from_utf8(run(&all).stdout).unwrap();
+    // Named by their files; 10 HU of 2000 are 46.02 dB.
+    let rows: Vec<Vec<&str>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!((rows[0][0], &rows[1][..2], rows[2][0]), ("volume", &["near", "46.02"][..], "far"), "{printed}");
+    assert_eq!((&rows[3][..2], rows.len()), (&["truth", "inf"][..], 5), "{printed}");
+    assert!(rows[4].contains(&"-1000:1000"), "{printed}");
+    // Of one name: told apart by their paths.
+    std::fs::create_dir(case.path("other")).unwrap();
+    let namesake = case.volume("other/near.nii", &truth, &grid());
+    let json = figures(&[text(&near), text(&namesake), "--reference", text(&reference)]);
+    assert_eq!(
+        (&json["volumes"][0]["name"], &json["volumes"][1]["name"]),
+        (&text(&near).into(), &text(&namesake).into())
+    );
+}
+
+#[test]
+fn a_picture_shows_reference_and_volumes_side_by_side() {
+    let case = Case::new();
+    let truth = tissue(&grid());
+    let reference = case.volume("truth.nii", &truth, &grid());
+    let [a, b, c] =
+        [100.0, -200.0, 400.0].map(|off| case.volume(&format!("off{off}.nii"), &truth.mapv(|hu| hu + off), &grid()));
+    let draw = |volumes: &[&Path], names: &str| {
+        let png = case.path("picture.png");
+        let mut arguments: Vec<&str> = volumes.iter().map(|path| text(path)).collect();
+        arguments.extend(["--reference", text(&reference), "--names", names, "--picture", text(&png)]);
+        figures(&arguments);
+        pixels(&png)
+    };
+    let ab = draw(&[&a, &b], "one,two");
+    let (height, width) = ab.dim();
+    // 64 x 72 x 80 mm, the longest edge on 256 pixels: slices of 205 x 230 above 205 x 256.
+    let (wide, high) = (205, 230 + 256);
+    assert!((3 * wide..3 * wide + 300).contains(&width) && (high..high + 250).contains(&height), "{width} x {height}");
+
+    // Another last volume: its column alone is another, slices and caption.
+    let [rows, columns] = differ(&ab, &draw(&[&a, &c], "one,two"));
+    assert!(columns.start > 2 * wide && columns.end < 3 * wide + 100, "{columns:?}");
+    assert!(rows.start < 20 && rows.end > high, "{rows:?}");
+    let [_, columns] = differ(&ab, &draw(&[&c, &b], "one,two"));
+    assert!(columns.start > wide && columns.end < 2 * wide + 100, "{columns:?}");
+    // Another name: a caption alone.
+    let [rows, columns] = differ(&ab, &draw(&[&a, &b], "one,too"));
+    assert!(rows.start > high && !rows.is_empty() && columns.start > 2 * wide, "{rows:?} {columns:?}");
+    // PSNR and SSIM stand below every volume, in lines of 24 pixels: more of them than below the reference.
+    let lit = |from: usize, to: usize| {
+        ab.slice(ndarray::s![rows.start + 24..height - 24, from..to]).iter().filter(|&&grey| grey == 255).count()
+    };
+    // What differs is the second letter, some 22 pixels into the third column.
+    let pitch = (columns.start - 30) / 2;
+    assert!(lit(pitch, 2 * pitch) > 300 && lit(2 * pitch, 3 * pitch) > 300 && lit(0, pitch) == 0);
+
+    assert!(draw(&[&a], "alone").dim().1 < width - wide, "one volume has a picture too");
+}
+
+#[test]
+fn what_cannot_stand_side_by_side_is_refused_by_name() {
+    let case = Case::new();
+    let out = case.volume("out.nii", &tissue(&grid()), &grid());
+    let coarse = VolumeGrid { voxels: [8, 9, 10], voxel_mm: DVec3::splat(8.0), ..grid() };
+    let other = case.volume("coarse.nii", &tissue(&coarse), &coarse);
+    let two = [text(&out), text(&other), "--reference", text(&out)];
+    refused(&two, 4, &["coarse.nii and", "out.nii", "[8, 9, 10]", "[16, 18, 20]"]);
+    // Each could be compared with the reference, but not the two with each other.
+    refused(&[&two[..], &["--resample"]].concat(), 4, &["coarse.nii and", "side by side on one grid", "[8, 9, 10]"]);
+    let twice = [text(&out), text(&out), "--reference", text(&out)];
+    let with = |options: &[&'static str]| [&twice[..], options].concat();
+    refused(&with(&["--names", "a,b,c"]), 2, &["--names a,b,c", "3 names for 2 volumes"]);
+    refused(&[text(&out), "--reference", text(&out), "--names", "a,b"], 2, &["2 names for 1 volume"]);
+    refused(&with(&["--names", "a, "]), 2, &["name of", "out.nii is empty"]);
+    refused(&with(&["--png", "x.png"]), 2, &["--png takes one volume", "2 are given", "--picture"]);
+    refused(&with(&["--lungs", "--lungs-picture", "x.png"]), 2, &["--lungs-picture takes one volume"]);
+    refused(&with(&["--dice"]), 2, &["--dice takes one volume"]);
+    refused(&with(&["--dice", "--picture", "x.png"]), 2, &["--dice", "--picture"]);
+    refused(&["--reference", text(&out)], 2, &["<OUT>"]);
+    let nowhere = case.path("missing/picture.png");
+    refused(&[&twice[..], &["--picture", text(&nowhere)]].concat(), 9, &["picture.png", "cannot write"]);
+
+    // HU beside a scene's own values: both have the scene's truth, not one unit.
+    let scan =
+        Scan {
+            geometry: CircularOrbit { detector: Detector { columns: 12, rows: 12 }, ..CircularOrbit::default() }
+                .over_arc(4, 0.0, std::f64::consts::TAU),
+            grid: grid(),
+            projections: Array3::zeros((4, 12, 12)),
+            scale: SceneScale::hu_window(0.0193),
+            patient_offset_mm: DVec3::ZERO,
+        };
+    let truth = tissue(&grid()).mapv(|hu| scan.scale.mu_per_mm(hu));
+    let folder = case.path("scan");
+    scene::write(&folder, &Scene { ground_truth_per_mm: Some(truth), ..Scene::new(scan) }).unwrap();
+    let values = case.path("values.npy");
+    npy::write_volume(&values, tissue(&grid()).mapv(|hu| (hu + 1000.0) / 2000.0).view()).unwrap();
+    let mixed = [text(&out), text(&values), "--reference", text(&folder)];
+    refused(&mixed, 4, &["values.npy and", "out.nii", "like with like"]);
+}

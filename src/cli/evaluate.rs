@@ -1,7 +1,8 @@
-//! `diffnr evaluate`: a volume against a reference, its lungs against the reference's, or a mask against a mask.
+//! `diffnr evaluate`: volumes against a reference, their lungs against the reference's, or a mask against a mask.
 
 mod inputs;
 mod lungs;
+mod several;
 
 use std::path::{Path, PathBuf};
 
@@ -22,10 +23,14 @@ use inputs::{Pair, load, refuse};
 ///
 /// --lungs finds the lungs in both volumes by one recipe (air below -400 HU inside the body; airways left out, vessels and nodules filled in) and says how
 /// well they agree: reconstructions whose lungs have another shape, whatever their PSNR, show here.
+///
+/// Several volumes give a table; with --json an object whose "volumes" is an array, in the order given, of what one volume alone gives, each with
+/// its "name" and "volume" (the file).
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Volume to judge (.nii, .nii.gz or .npy)
-    out: PathBuf,
+    /// Volume to judge (.nii, .nii.gz or .npy); several, on one grid, are judged side by side
+    #[arg(required = true)]
+    out: Vec<PathBuf>,
     /// Reference on the same grid (.nii, .nii.gz, .npy), or a scene folder: its ground truth
     #[arg(long, value_name = "REF")]
     reference: PathBuf,
@@ -53,9 +58,15 @@ pub(super) struct Arguments {
     /// With --lungs: write a picture of both volumes with their lungs' outlines, and of where the lungs differ
     #[arg(long, value_name = "FILE", requires = "lungs")]
     lungs_picture: Option<PathBuf>,
-    /// Write a picture: volume, reference, difference
+    /// Write a picture: volume, reference, difference (of one volume)
     #[arg(long, value_name = "FILE")]
     png: Option<PathBuf>,
+    /// Write a picture: the reference and every volume side by side, axial and coronal, with name, PSNR and SSIM below each
+    #[arg(long, value_name = "FILE", conflicts_with = "dice")]
+    picture: Option<PathBuf>,
+    /// Names of the volumes, for table, picture and JSON, in their order [default: their files']
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    names: Vec<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -66,8 +77,14 @@ pub(super) struct Arguments {
 /// # Errors
 /// See [`crate::error::exit`].
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let pair = load(arguments)?;
-    let (text, json) = if arguments.dice { overlap(arguments, &pair)? } else { figures(arguments, &pair)? };
+    let names = several::names(arguments)?;
+    let (text, json) = match arguments.out.as_slice() {
+        [path] => {
+            let pair = load(arguments, path)?;
+            if arguments.dice { overlap(arguments, &pair)? } else { one(arguments, &pair, &names)? }
+        }
+        _ => several::compare(arguments, &names)?,
+    };
     if arguments.json {
         say!("{json}");
     } else {
@@ -85,12 +102,13 @@ fn overlap(arguments: &Arguments, pair: &Pair) -> Result<(String, serde_json::Va
         mask
     };
     let (a, b) = (on(&pair.out), on(&pair.reference));
-    let dice = measure::dice(a.view(), b.view()).map_err(|error| failed(arguments, &error))?;
+    let dice = measure::dice(a.view(), b.view()).map_err(|error| failed(arguments, pair, &error))?;
     let distance = match pair.spacing_mm {
         None => None,
-        Some(spacing) => {
-            Some(measure::surface_distance_mm(a.view(), b.view(), spacing).map_err(|error| failed(arguments, &error))?)
-        }
+        Some(spacing) => Some(
+            measure::surface_distance_mm(a.view(), b.view(), spacing)
+                .map_err(|error| failed(arguments, pair, &error))?,
+        ),
     };
     let shown =
         distance.map_or("not known (an .npy has no spacing; give --fov)".to_string(), |mm| format!("{mm:.3} mm"));
@@ -98,52 +116,93 @@ fn overlap(arguments: &Arguments, pair: &Pair) -> Result<(String, serde_json::Va
     Ok((format!("Dice {dice:.4}   ASD {shown}"), json))
 }
 
-fn figures(arguments: &Arguments, pair: &Pair) -> Result<(String, serde_json::Value), Failure> {
-    let window = pair.window;
-    let (low, width) = (window.low, window.high - window.low);
-    let normalised = |volume: &Array3<f32>| {
-        volume.mapv(|value| {
-            let value = (value - low) / width;
-            if arguments.clip { value.clamp(0.0, 1.0) } else { value }
+/// One volume's figures.
+struct Figures {
+    psnr_db: f64,
+    /// Volumes too small for SSIM's window still have the other figures.
+    ssim: Result<f64, MeasureError>,
+    rmse: f64,
+    /// Voxels that counted.
+    voxels: usize,
+}
+
+impl Figures {
+    fn of(arguments: &Arguments, pair: &Pair) -> Result<Self, Failure> {
+        let window = pair.window;
+        let (low, width) = (window.low, window.high - window.low);
+        let normalised = |volume: &Array3<f32>| {
+            volume.mapv(|value| {
+                let value = (value - low) / width;
+                if arguments.clip { value.clamp(0.0, 1.0) } else { value }
+            })
+        };
+        let (a, b) = (normalised(&pair.out), normalised(&pair.reference));
+        let region = pair.region.as_ref().map(|region| region.view());
+        let fail = |error: MeasureError| failed(arguments, pair, &error);
+        Ok(Self {
+            psnr_db: measure::psnr_db(a.view(), b.view(), 1.0, region).map_err(fail)?,
+            rmse: measure::rmse(pair.out.view(), pair.reference.view(), region).map_err(fail)?,
+            ssim: measure::ssim(a.view(), b.view(), 1.0, 0.0, region),
+            voxels: region.map_or(pair.out.len(), |region| region.iter().filter(|inside| **inside).count()),
         })
-    };
-    let (a, b) = (normalised(&pair.out), normalised(&pair.reference));
-    let region = pair.region.as_ref().map(|region| region.view());
-    let fail = |error: MeasureError| failed(arguments, &error);
-    let psnr_db = measure::psnr_db(a.view(), b.view(), 1.0, region).map_err(fail)?;
-    let rmse = measure::rmse(pair.out.view(), pair.reference.view(), region).map_err(fail)?;
-    // Volumes too small for SSIM's window still have the other figures.
-    let ssim = measure::ssim(a.view(), b.view(), 1.0, 0.0, region);
-    let voxels = pair.region.as_ref().map_or(pair.out.len(), |region| region.iter().filter(|inside| **inside).count());
-    let ssim_text = match &ssim {
-        Ok(value) => format!("SSIM {value:.4}"),
-        Err(error) => format!("SSIM not given ({error})"),
-    };
+    }
+
+    fn ssim_text(&self) -> String {
+        match &self.ssim {
+            Ok(value) => format!("SSIM {value:.4}"),
+            Err(error) => format!("SSIM not given ({error})"),
+        }
+    }
+
+    fn json(&self, arguments: &Arguments, pair: &Pair) -> serde_json::Value {
+        let window = pair.window;
+        json!({
+            "psnr_db": self.psnr_db.is_finite().then_some(self.psnr_db),
+            "identical": self.psnr_db == f64::INFINITY,
+            "ssim": self.ssim.as_ref().ok(),
+            "rmse": self.rmse,
+            "rmse_hu": (window.unit == "HU").then_some(self.rmse),
+            "unit": window.unit,
+            "window": [window.low, window.high],
+            "clipped": arguments.clip,
+            "voxels": self.voxels,
+            "shape": pair.out.shape(),
+            "field_of_view": pair.covered,
+            "resampled": pair.resampled,
+        })
+    }
+
+    /// What the figures were taken on.
+    fn terms(&self, pair: &Pair) -> String {
+        let window = pair.window;
+        format!(
+            "window {}:{} {}; {} of {} voxels{}{}",
+            window.low,
+            window.high,
+            window.unit,
+            self.voxels,
+            pair.out.len(),
+            pair.covered.as_deref().map_or(String::new(), |covered| format!("; {covered}")),
+            if pair.resampled { "; reference averaged onto the volume's grid" } else { "" },
+        )
+    }
+}
+
+fn one(arguments: &Arguments, pair: &Pair, names: &[String]) -> Result<(String, serde_json::Value), Failure> {
+    let figures = Figures::of(arguments, pair)?;
+    let (psnr_db, ssim_text) = (figures.psnr_db, figures.ssim_text());
     let text = format!(
-        "PSNR {psnr_db:.2} dB   {ssim_text}   RMSE {rmse:.4} {unit}\nwindow {}:{} {unit}; {voxels} of {} voxels{}{}",
-        window.low,
-        window.high,
-        pair.out.len(),
-        pair.covered.as_deref().map_or(String::new(), |covered| format!("; {covered}")),
-        if pair.resampled { "; reference averaged onto the volume's grid" } else { "" },
-        unit = window.unit,
+        "PSNR {psnr_db:.2} dB   {ssim_text}   RMSE {:.4} {}\n{}",
+        figures.rmse,
+        pair.window.unit,
+        figures.terms(pair)
     );
-    let mut json = json!({
-        "psnr_db": psnr_db.is_finite().then_some(psnr_db),
-        "identical": psnr_db == f64::INFINITY,
-        "ssim": ssim.as_ref().ok(),
-        "rmse": rmse,
-        "rmse_hu": (window.unit == "HU").then_some(rmse),
-        "unit": window.unit,
-        "window": [window.low, window.high],
-        "clipped": arguments.clip,
-        "voxels": voxels,
-        "shape": pair.out.shape(),
-        "field_of_view": pair.covered,
-        "resampled": pair.resampled,
-    });
+    let mut json = figures.json(arguments, pair);
     if let Some(png) = &arguments.png {
         draw(arguments, png, pair, &format!("PSNR {psnr_db:.2} dB  {ssim_text}"))?;
+    }
+    if let Some(picture) = &arguments.picture {
+        several::draw(arguments, picture, pair, &[several::Column::new(&names[0], pair.out.view(), &figures)])?;
     }
     if !arguments.lungs {
         return Ok((text, json));
@@ -167,15 +226,15 @@ fn draw(arguments: &Arguments, png: &Path, pair: &Pair, figures: &str) -> Result
     };
     let unit = window.unit;
     let panels = [
-        panel(pair.out.view(), format!("{}: {figures}", file_name(&arguments.out))),
+        panel(pair.out.view(), format!("{}: {figures}", file_name(&pair.path))),
         panel(pair.reference.view(), format!("reference {}", file_name(&arguments.reference))),
         panel(difference.view(), format!("difference (grey = 0, white = +{} {unit})", window.high - middle)),
     ];
     write_contact_sheet(png, &panels, window).map_err(|error| Failure::new(exit::OUTPUT, &error))
 }
 
-fn failed(arguments: &Arguments, error: &MeasureError) -> Failure {
-    let message = format!("{} against {}: {error}", arguments.out.display(), arguments.reference.display());
+fn failed(arguments: &Arguments, pair: &Pair, error: &MeasureError) -> Failure {
+    let message = format!("{} against {}: {error}", pair.path.display(), arguments.reference.display());
     Failure { message, code: exit::INPUT }
 }
 

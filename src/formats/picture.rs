@@ -6,6 +6,7 @@
 //! that is. [`super::nifti::CtVolume::canonical`] turns any volume these ways.
 
 mod canvas;
+mod columns;
 mod font;
 
 use std::path::Path;
@@ -14,6 +15,7 @@ use ndarray::{ArrayView2, ArrayView3, Axis};
 
 use super::FormatError;
 use canvas::Canvas;
+pub use columns::write_columns;
 
 /// Space around things, in pixels.
 const MARGIN: usize = 10;
@@ -78,7 +80,8 @@ pub fn write_contact_sheet(path: &Path, panels: &[Panel<'_>], window: Window) ->
     canvas.write(path)
 }
 
-fn draw(path: &Path, panels: &[Panel<'_>], window: Window) -> Result<Canvas, FormatError> {
+/// Refuses what cannot be shown; gives the longest edge of all volumes in mm.
+fn check(path: &Path, panels: &[Panel<'_>], window: Window) -> Result<f64, FormatError> {
     if !(window.low < window.high && (window.high - window.low).is_finite()) {
         let shown = format!("{}:{}", window.low, window.high);
         return Err(FormatError::field(path, "window", shown, "the lower value must lie below the upper one"));
@@ -102,6 +105,11 @@ fn draw(path: &Path, panels: &[Panel<'_>], window: Window) -> Result<Canvas, For
     if panels.is_empty() {
         return Err(FormatError::damaged(path, "no volume to show", "give at least one"));
     }
+    Ok(longest_mm)
+}
+
+fn draw(path: &Path, panels: &[Panel<'_>], window: Window) -> Result<Canvas, FormatError> {
+    let longest_mm = check(path, panels, window)?;
     let pixel_mm = longest_mm / SLICE_PIXELS;
     let rows: Vec<[Slice<'_>; 3]> = panels.iter().map(|panel| slices(panel, pixel_mm)).collect();
 
@@ -152,7 +160,7 @@ fn draw(path: &Path, panels: &[Panel<'_>], window: Window) -> Result<Canvas, For
     Ok(canvas)
 }
 
-/// Pixels of the longest edge of a slice in [`write_rows`].
+/// Pixels of the longest edge of a slice in [`write_rows`] and [`write_columns`].
 const ROW_PIXELS: f64 = 256.0;
 
 /// Writes rows of volumes side by side: the axial slices of all volumes of a row, then their coronal slices, each row at its own scale. A row's

@@ -1,6 +1,6 @@
 //! What is compared: two volumes on one grid and the region that counts.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use glam::{DAffine3, DVec3};
 use ndarray::{Array3, ArrayView3, Zip};
@@ -15,6 +15,8 @@ use crate::geometry::coverage::Coverage;
 
 /// Two volumes on one grid.
 pub(super) struct Pair {
+    /// File of the volume to judge.
+    pub path: PathBuf,
     pub out: Array3<f32>,
     pub reference: Array3<f32>,
     /// Voxels that count; all where there is none.
@@ -31,6 +33,16 @@ pub(super) struct Pair {
 }
 
 impl Pair {
+    /// Why this volume cannot stand beside another, in words; `None` where it can.
+    pub(super) fn differs_from(&self, other: &Self) -> Option<String> {
+        if self.window.unit != other.window.unit {
+            return Some("one is in HU, the other in a scene's own values: compare like with like".into());
+        }
+        let place = |pair: &Self| (pair.out.dim(), pair.voxel_to_world_mm);
+        places_differ(place(self), place(other))
+            .map(|why| format!("the grids differ: {why}; volumes are compared side by side on one grid"))
+    }
+
     /// A volume on the pair's grid as a picture hangs it.
     pub(super) fn hung<'a>(&self, volume: ArrayView3<'a, f32>) -> Hung<'a> {
         match &self.voxel_to_world_mm {
@@ -87,15 +99,15 @@ fn read_ground_truth(folder: &Path, as_hu: bool) -> Result<Volume, Failure> {
     Ok(Volume { values, voxel_to_world_mm: Some(grid_to_world_mm(&scan.grid, scan.patient_offset_mm)), is_hu })
 }
 
-/// Reads everything the arguments name and brings it onto OUT's grid.
-pub(super) fn load(arguments: &Arguments) -> Result<Pair, Failure> {
-    let mut out = read(&arguments.out)?;
+/// Reads one of the volumes and everything else that the arguments name, and brings it onto that volume's grid.
+pub(super) fn load(arguments: &Arguments, path: &Path) -> Result<Pair, Failure> {
+    let mut out = read(path)?;
     let mut reference = if arguments.reference.is_dir() {
         read_ground_truth(&arguments.reference, out.is_hu)?
     } else {
         read(&arguments.reference)?
     };
-    let names = || format!("{} and {}", arguments.out.display(), arguments.reference.display());
+    let names = || format!("{} and {}", path.display(), arguments.reference.display());
     if !arguments.dice && out.is_hu != reference.is_hu {
         return Err(refuse(format!(
             "{}: one is in HU, the other in a scene's own values (.npy, or a scan without an absolute scale); compare like with like",
@@ -123,7 +135,7 @@ pub(super) fn load(arguments: &Arguments) -> Result<Pair, Failure> {
                 "{}: the grids differ: {why}; nothing is resampled in silence: give --resample to average {} onto the grid of {}",
                 names(),
                 arguments.reference.display(),
-                arguments.out.display()
+                path.display()
             )));
         }
         Some(why) => {
@@ -148,7 +160,7 @@ pub(super) fn load(arguments: &Arguments) -> Result<Pair, Failure> {
         let Some(place) = out.voxel_to_world_mm else {
             return Err(refuse(format!(
                 "{}: shape {:?} is not that of the scan's grid {:?}, so its place in the field of view is not known",
-                arguments.out.display(),
+                path.display(),
                 out.values.shape(),
                 scan.grid.voxels
             )));
@@ -164,20 +176,21 @@ pub(super) fn load(arguments: &Arguments) -> Result<Pair, Failure> {
         covered = Some(format!("field of view of radius {:.1} mm", fov.radius_mm));
     }
     let seen = if arguments.lungs { region.clone() } else { None };
-    if let Some(path) = &arguments.mask {
-        let mask = read(path)?;
+    if let Some(mask_path) = &arguments.mask {
+        let mask = read(mask_path)?;
         let mask_shape = mask.values.shape().to_vec();
         if let Some(why) = grids_differ(&out, &mask) {
             return Err(refuse(format!(
                 "{} {mask_shape:?} is not on the grid of {}: {why}",
-                path.display(),
-                arguments.out.display()
+                mask_path.display(),
+                path.display()
             )));
         }
         narrow(&mut region, mask.values.mapv(|value| value != 0.0));
     }
     Ok(Pair {
-        window: window(arguments, out.is_hu)?,
+        window: window(arguments, path, out.is_hu)?,
+        path: path.to_path_buf(),
         spacing_mm: out.voxel_to_world_mm.map(spacing_mm),
         voxel_to_world_mm: out.voxel_to_world_mm,
         out: out.values,
@@ -189,14 +202,14 @@ pub(super) fn load(arguments: &Arguments) -> Result<Pair, Failure> {
     })
 }
 
-fn window(arguments: &Arguments, is_hu: bool) -> Result<Window, Failure> {
+fn window(arguments: &Arguments, path: &Path, is_hu: bool) -> Result<Window, Failure> {
     match (&arguments.window_hu, is_hu) {
         (Some(text), true) => parse_window(text),
         (None, true) => Ok(Window::WIDE),
         (None, false) => Ok(Window { low: 0.0, high: 1.0, unit: "" }),
         (Some(_), false) if arguments.dice => Ok(Window::WIDE),
         (Some(text), false) => Err(Failure {
-            message: format!("--window-hu {text}: {} is not in HU; its window is 0:1", arguments.out.display()),
+            message: format!("--window-hu {text}: {} is not in HU; its window is 0:1", path.display()),
             code: exit::USAGE,
         }),
     }
@@ -216,13 +229,21 @@ fn spacing_mm(affine: DAffine3) -> [f64; 3] {
 /// How two grids differ, in words; `None` where they are the same: equal shapes, and every corner within a hundredth of a voxel
 /// (headers hold float32).
 fn grids_differ(a: &Volume, b: &Volume) -> Option<String> {
-    if a.values.shape() != b.values.shape() {
-        return Some(format!("shapes {:?} and {:?}", a.values.shape(), b.values.shape()));
+    places_differ((a.values.dim(), a.voxel_to_world_mm), (b.values.dim(), b.voxel_to_world_mm))
+}
+
+/// A grid: its shape, and its place where that is known.
+type Place = ((usize, usize, usize), Option<DAffine3>);
+
+fn places_differ((a, a_to_world_mm): Place, (b, b_to_world_mm): Place) -> Option<String> {
+    if a != b {
+        let shown = |(x, y, z)| [x, y, z];
+        return Some(format!("shapes {:?} and {:?}", shown(a), shown(b)));
     }
-    let (Some(first), Some(second)) = (a.voxel_to_world_mm, b.voxel_to_world_mm) else {
+    let (Some(first), Some(second)) = (a_to_world_mm, b_to_world_mm) else {
         return None;
     };
-    let (ni, nj, nk) = a.values.dim();
+    let (ni, nj, nk) = a;
     let last = DVec3::new(ni as f64, nj as f64, nk as f64) - 1.0;
     let smallest = spacing_mm(first).into_iter().fold(f64::INFINITY, f64::min);
     let corner = |n: usize| last * DVec3::new((n & 1) as f64, (n >> 1 & 1) as f64, (n >> 2 & 1) as f64);

@@ -26,7 +26,7 @@ pub(super) fn compare(arguments: &Arguments, pair: &Pair) -> Result<(String, Val
     if pair.window.unit != "HU" {
         return Err(refuse(format!(
             "--lungs: {} is not in HU, and the recipe is one of HU; give the volume as NIfTI (in HU)",
-            arguments.out.display()
+            pair.path.display()
         )));
     }
     let found = match find(arguments, pair) {
@@ -41,7 +41,7 @@ pub(super) fn compare(arguments: &Arguments, pair: &Pair) -> Result<(String, Val
             let json = json!({ "dice": null, "asd_mm": null, "volume_ml": null, "reference_volume_ml": null, "reason": reason });
             return Ok((format!("lungs not compared ({reason})"), json));
         }
-        Err((_, error)) => return Err(failed(arguments, &error)),
+        Err((_, error)) => return Err(failed(arguments, pair, &error)),
     };
     let Compared { own, reference, dice, asd_mm } = &found;
     let text = format!(
@@ -77,7 +77,7 @@ fn find(arguments: &Arguments, pair: &Pair) -> Result<Compared, (String, Measure
         Ok((lungs, spacing_mm))
     };
     let (reference, spacing_mm) = lungs_of(&pair.reference, &arguments.reference)?;
-    let (own, _) = lungs_of(&pair.out, &arguments.out)?;
+    let (own, _) = lungs_of(&pair.out, &pair.path)?;
     let fail = |error| ("inside the region that counts".to_string(), error);
     let dice = measure::dice(own.mask.view(), reference.mask.view()).map_err(fail)?;
     let asd_mm = measure::surface_distance_mm(own.mask.view(), reference.mask.view(), spacing_mm).map_err(fail)?;
@@ -116,7 +116,7 @@ fn draw(arguments: &Arguments, picture: &Path, pair: &Pair, found: &Compared, te
     });
     let panel = |volume, caption| Panel { volume, spacing_mm, caption };
     let panels = [
-        panel(own.view(), format!("{} (outline: its lungs): {text}", file_name(&arguments.out))),
+        panel(own.view(), format!("{} (outline: its lungs): {text}", file_name(&pair.path))),
         panel(reference.view(), format!("reference {} (outline: its lungs)", file_name(&arguments.reference))),
         panel(
             both.view(),

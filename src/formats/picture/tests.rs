@@ -97,3 +97,51 @@ fn rows_hold_axial_slices_of_all_volumes_and_then_coronal_ones() {
     assert_eq!([0, 1, 2, 3].map(|place| at(1, place)), [0, 255, 0, 255]);
     assert!(write_rows::<1>(&path, &[], Window::WIDE).unwrap_err().to_string().contains("nothing can be shown"));
 }
+
+#[test]
+fn columns_hold_axial_above_coronal_slices_and_captions_below() {
+    // The head's half is bright, and so is the front's: the two planes look different.
+    let half = |axis: usize| {
+        Array3::from_shape_fn((20, 20, 20), |at| {
+            let at = [at.0, at.1, at.2];
+            if at[axis] >= 12 { 1000.0 } else { -1000.0 }
+        })
+    };
+    let (front, head) = (half(1), half(2));
+    fn panel<'a>(volume: &'a Array3<f32>, caption: &str) -> Panel<'a> {
+        Panel { volume: volume.view(), spacing_mm: [2.0; 3], caption: caption.into() }
+    }
+    let path = Path::new("x.png");
+    let panels = [panel(&front, "front\nPSNR 30.12 dB\nSSIM 0.901"), panel(&head, "head"), panel(&front, "")];
+    let canvas = columns::draw(path, &panels, Window::WIDE).unwrap();
+    let (edge, line) = (ROW_PIXELS as usize, canvas::TEXT_HEIGHT + MARGIN);
+    let left = |place: usize| MARGIN + place * (edge + MARGIN);
+    let tops = [MARGIN, MARGIN + edge + line];
+    // A tenth from the slice's upper and lower edge, in the middle.
+    let ends = |place: usize, plane: usize| {
+        [edge / 10, edge - edge / 10].map(|down| canvas.get(left(place) + edge / 2, tops[plane] + down))
+    };
+    // The middle coronal slice lies behind the front's bright part, the middle axial one below the head's.
+    for place in [0, 2] {
+        assert_eq!((ends(place, 0), ends(place, 1)), ([255, 0], [0, 0]), "front, column {place}");
+    }
+    assert_eq!((ends(1, 0), ends(1, 1)), ([0, 0], [255, 0]), "head");
+    let captions = tops[1] + edge + line + MARGIN;
+    let lit = |place: usize, number: usize| {
+        let rows = captions + number * line..captions + number * line + canvas::TEXT_HEIGHT;
+        rows.flat_map(|y| (left(place)..left(place) + edge).map(move |x| (x, y)))
+            .filter(|&(x, y)| canvas.get(x, y) == 255)
+            .count()
+    };
+    // A letter has some ten dots of four pixels.
+    let counts = [0, 1, 2].map(|place| [0, 1, 2].map(|number| lit(place, number)));
+    assert!(counts[0].iter().all(|&lit| lit > 150) && counts[1][0] > 100, "{counts:?}");
+    assert_eq!((counts[1][1], counts[1][2], counts[2]), (0, 0, [0, 0, 0]));
+
+    let long = "x".repeat(500);
+    columns::draw(path, &[panel(&front, &long), panel(&head, "")], Window::WIDE).unwrap();
+    let many = vec![panel(&front, ""); 100];
+    let refused = columns::draw(path, &many, Window::WIDE).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("width") && refused.contains("100 volumes"), "{refused}");
+    assert!(columns::draw(path, &[], Window::WIDE).map(|_| ()).unwrap_err().to_string().contains("at least one"));
+}
