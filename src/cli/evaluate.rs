@@ -1,7 +1,9 @@
 //! `diffnr evaluate`: a volume against a reference, its lungs against the reference's, or a mask against a mask.
 
 mod inputs;
+mod jitter;
 mod lungs;
+mod nodules;
 
 use std::path::{Path, PathBuf};
 
@@ -22,6 +24,9 @@ use inputs::{Pair, load, refuse};
 ///
 /// --lungs finds the lungs in both volumes by one recipe (air below -400 HU inside the body; airways left out, vessels and nodules filled in) and says how
 /// well they agree: reconstructions whose lungs have another shape, whatever their PSNR, show here.
+///
+/// --nodules counts small structure: which of the planted nodules the volume keeps and which it loses, and how many blobs of their size and contrast it
+/// shows in the lungs where the reference has none. --jitter says how much neighbouring slices disagree (docs/evaluation.md has both recipes).
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Volume to judge (.nii, .nii.gz or .npy)
@@ -53,6 +58,13 @@ pub(super) struct Arguments {
     /// With --lungs: write a picture of both volumes with their lungs' outlines, and of where the lungs differ
     #[arg(long, value_name = "FILE", requires = "lungs")]
     lungs_picture: Option<PathBuf>,
+    /// Count nodules kept, lost and invented: a list of spheres in JSON ({"nodules": [{"centre_mm": [x, y, z], "radius_mm": r}, ...]}, in the volumes' world), or
+    /// a scan of the thorax phantom, which has one
+    #[arg(long, value_name = "FILE", conflicts_with = "dice")]
+    nodules: Option<PathBuf>,
+    /// Give the mean absolute second difference from slice to slice, of the volume and of the reference
+    #[arg(long, conflicts_with = "dice")]
+    jitter: bool,
     /// Write a picture: volume, reference, difference
     #[arg(long, value_name = "FILE")]
     png: Option<PathBuf>,
@@ -145,12 +157,21 @@ fn figures(arguments: &Arguments, pair: &Pair) -> Result<(String, serde_json::Va
     if let Some(png) = &arguments.png {
         draw(arguments, png, pair, &format!("PSNR {psnr_db:.2} dB  {ssim_text}"))?;
     }
-    if !arguments.lungs {
-        return Ok((text, json));
+    let mut lines = vec![text];
+    let mut add = |name: &str, (line, value): (String, serde_json::Value)| {
+        lines.push(line);
+        json[name] = value;
+    };
+    if arguments.lungs {
+        add("lungs", lungs::compare(arguments, pair)?);
     }
-    let (of_lungs, lungs) = lungs::compare(arguments, pair)?;
-    json["lungs"] = lungs;
-    Ok((format!("{text}\n{of_lungs}"), json))
+    if let Some(list) = &arguments.nodules {
+        add("nodules", nodules::count(arguments, list, pair)?);
+    }
+    if arguments.jitter {
+        add("jitter", jitter::compare(arguments, pair)?);
+    }
+    Ok((lines.join("\n"), json))
 }
 
 fn file_name(path: &Path) -> String {
