@@ -2,8 +2,8 @@
 //!
 //! The reference is the truth, and planted spheres are known. With `v` the edge of a voxel (cube root of its volume):
 //!
-//! * **Contrast** of a sphere of radius r: the mean inside it minus the mean of the shell between `max(1.25 r, r + v/2)` and `max(1.75 r, r + 3v/2)` about it; voxels
-//!   count by the share of them that lies inside. Its *share* is that contrast in the result over that in the reference, so that the grid's own blur does
+//! * **Contrast** of a sphere of radius r: the mean inside it minus the median of the shell between `max(1.25 r, r + v/2)` and `max(1.75 r, r + 3v/2)` about it (the
+//!   median, for vessels pass through the shell); voxels count by the share of them that lies inside. Its *share* is that contrast in the result over that in the reference, so that the grid's own blur does
 //!   not count against a method.
 //! * **Noise** for that sphere: the same measure at places in the lungs about 10 mm apart, free of nodules; root mean square of result minus reference.
 //! * **Kept**: a share of at least [`KEPT_SHARE`], and a contrast of at least [`KEPT_OVER_NOISE`] times the noise (what does not stand out, nobody sees). **Lost**: any

@@ -21,7 +21,7 @@ pub(super) fn occupancy(offset: DVec3, voxel_to_world_mm: &DAffine3, radius_mm: 
     inside as f64 * step.powi(3)
 }
 
-/// Weights that give a sphere's contrast: those of the sphere add up to 1, those of the shell to -1.
+/// Weights of the voxels in a sphere, and of those in the shell about it; each add up to 1.
 pub(super) struct Probe {
     /// Voxel nearest the sphere's centre.
     pub home: [i64; 3],
@@ -95,12 +95,18 @@ impl Probe {
         self.ball.iter().all(|&(offset, _)| self.at(home, offset).is_some_and(|at| mask.get(at) == Some(&true)))
     }
 
-    /// Mean inside less mean about it; the sphere [fits](Self::fits).
+    /// Mean inside less the median about it; the sphere [fits](Self::fits).
     pub(super) fn contrast(&self, volume: ArrayView3<'_, f32>, home: [i64; 3]) -> f64 {
-        let mean = |part: &[([i64; 3], f64)]| -> f64 {
-            let value = |offset| self.at(home, offset).and_then(|at| volume.get(at).copied()).unwrap_or(0.0);
-            part.iter().map(|&(offset, weight)| weight * f64::from(value(offset))).sum()
-        };
-        mean(&self.ball) - mean(&self.shell)
+        let value = |offset| self.at(home, offset).and_then(|at| volume.get(at).copied()).unwrap_or(0.0);
+        let inside: f64 = self.ball.iter().map(|&(offset, weight)| weight * f64::from(value(offset))).sum();
+        let mut about: Vec<(f32, f64)> = self.shell.iter().map(|&(offset, weight)| (value(offset), weight)).collect();
+        about.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        let mut below = 0.0;
+        let median = about.iter().find(|(_, weight)| {
+            below += weight;
+            below >= 0.5
+        });
+        // Weights that add up to a rounding less than 1 still pass a half.
+        inside - median.map_or(0.0, |(value, _)| f64::from(*value))
     }
 }
