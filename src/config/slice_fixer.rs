@@ -148,9 +148,9 @@ fn planes(names: Option<&[String]>) -> Result<Vec<Plane>, ConfigError> {
     let found: Option<Vec<Plane>> = names.iter().map(plane).collect();
     let planes = found.filter(|planes| {
         let is_new = |place: usize| !planes[..place].contains(&planes[place]);
-        !planes.is_empty() && (1..planes.len()).all(is_new)
+        (1..planes.len()).all(is_new)
     });
-    let requirement = "must be a list of \"axial\", \"coronal\", \"sagittal\", each at most once, and one at least";
+    let requirement = "must be a list of \"axial\", \"coronal\", \"sagittal\", each at most once";
     planes.ok_or_else(|| ConfigError::value("slice_fixer.planes", format!("{names:?}"), requirement))
 }
 
