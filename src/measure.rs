@@ -1,14 +1,17 @@
-//! PSNR, SSIM, RMSE, Dice, ASD, lungs, latency histograms. A leaf: knows arrays and nothing else.
+//! PSNR, SSIM, RMSE, Dice, ASD, lungs, nodules, jitter, latency histograms. A leaf: knows arrays and nothing else.
 //!
 //! Volumes are `[x][y][z]`; a mask restricts a measure to the voxels where it is true (the field of view a scan really covers). All
 //! sums have a fixed order, so that figures do not depend on the number of threads.
 
 #![forbid(unsafe_code)]
 
+pub mod jitter;
 pub mod latency;
 pub mod lungs;
 mod morphology;
+pub mod nodules;
 pub mod overlap;
+mod smooth;
 pub mod ssim;
 
 use ndarray::{ArrayView3, Axis};

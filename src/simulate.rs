@@ -19,6 +19,7 @@ pub mod error;
 pub mod gaussian_blob;
 pub mod layered;
 pub mod object;
+pub mod nodule_set;
 pub mod orbit_design;
 pub mod photon_noise;
 pub mod raw_detector;

@@ -1,7 +1,9 @@
 //! `diffnr evaluate`: volumes against a reference, their lungs against the reference's, or a mask against a mask.
 
 mod inputs;
+mod jitter;
 mod lungs;
+mod nodules;
 mod several;
 
 use std::path::{Path, PathBuf};
@@ -26,6 +28,9 @@ use inputs::{Pair, load, refuse};
 ///
 /// Several volumes give a table; with --json an object whose "volumes" is an array, in the order given, of what one volume alone gives, each with
 /// its "name" and "volume" (the file).
+///
+/// --nodules counts small structure: which of the planted nodules the volume keeps and which it loses, and how many blobs of their size and contrast it
+/// shows in the lungs where the reference has none. --jitter says how much neighbouring slices disagree (docs/evaluation.md has both recipes).
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Volume to judge (.nii, .nii.gz or .npy); several, on one grid, are judged side by side
@@ -58,6 +63,13 @@ pub(super) struct Arguments {
     /// With --lungs: write a picture of both volumes with their lungs' outlines, and of where the lungs differ
     #[arg(long, value_name = "FILE", requires = "lungs")]
     lungs_picture: Option<PathBuf>,
+    /// Count nodules kept, lost and invented: a list of spheres in JSON ({"nodules": [{"centre_mm": [x, y, z], "radius_mm": r}, ...]}, in the volumes' world), or
+    /// a scan of the thorax phantom, which has one
+    #[arg(long, value_name = "FILE", conflicts_with = "dice")]
+    nodules: Option<PathBuf>,
+    /// Give the mean absolute second difference from slice to slice, of the volume and of the reference
+    #[arg(long, conflicts_with = "dice")]
+    jitter: bool,
     /// Write a picture: volume, reference, difference (of one volume)
     #[arg(long, value_name = "FILE")]
     png: Option<PathBuf>,
@@ -204,12 +216,27 @@ fn one(arguments: &Arguments, pair: &Pair, names: &[String]) -> Result<(String, 
     if let Some(picture) = &arguments.picture {
         several::draw(arguments, picture, pair, &[several::Column::new(&names[0], pair.out.view(), &figures)])?;
     }
-    if !arguments.lungs {
-        return Ok((text, json));
+    let further = further(arguments, pair, &mut json)?;
+    Ok((further.iter().fold(text, |text, line| format!("{text}\n{line}")), json))
+}
+
+/// What else was asked for, as lines of text and into the JSON.
+fn further(arguments: &Arguments, pair: &Pair, json: &mut serde_json::Value) -> Result<Vec<String>, Failure> {
+    let mut lines = Vec::new();
+    let mut add = |name: &str, (line, value): (String, serde_json::Value)| {
+        lines.push(line);
+        json[name] = value;
+    };
+    if arguments.lungs {
+        add("lungs", lungs::compare(arguments, pair)?);
     }
-    let (of_lungs, lungs) = lungs::compare(arguments, pair)?;
-    json["lungs"] = lungs;
-    Ok((format!("{text}\n{of_lungs}"), json))
+    if let Some(list) = &arguments.nodules {
+        add("nodules", nodules::count(arguments, list, pair)?);
+    }
+    if arguments.jitter {
+        add("jitter", jitter::compare(arguments, pair)?);
+    }
+    Ok(lines)
 }
 
 fn file_name(path: &Path) -> String {

@@ -18,6 +18,7 @@ use crate::geometry::Detector;
 use crate::simulate::classic_phantoms::SheppLoganContrast;
 use crate::simulate::contact_picture;
 use crate::simulate::error::SimulateError;
+use crate::simulate::nodule_set::NoduleSet;
 use crate::simulate::orbit_design::{AngleLaw, OrbitRequest};
 use crate::simulate::photon_noise::PhotonNoise;
 use crate::simulate::recipe::{ObjectChoice, Recipe, Simulated, simulate};
@@ -31,6 +32,7 @@ Examples:
   diffnr simulate chest.nii.gz -o scan                         360 views of a CT, everything else chosen from it
   diffnr simulate chest.nii.gz -o scan --views 50 --photons 1e4 --electronic-noise 10
   diffnr simulate --phantom thorax --seed 3 -o scan --raw --png scan.png
+  diffnr simulate --phantom thorax --nodules 16:3:8 -o scan --views 24    to count what a method keeps (evaluate --nodules)
   diffnr simulate --phantom shepp-logan -o scan --views 180 --detector 128 --voxels 128 --noise-free
   diffnr simulate chest.nii.gz -o scan --views 36 --non-uniform 7
   diffnr simulate chest.nii.gz -o scan --half-fan --detector 256x320
@@ -83,6 +85,10 @@ pub(super) struct Arguments {
     /// Built-in object instead of a CT volume
     #[arg(long, value_enum)]
     phantom: Option<Phantom>,
+    /// In the thorax, this many nodules of these radii (mm) in place of the usual twelve of 10 to 1.5 mm: solid, sub-solid, solid, cyst in turn.
+    /// phantom.json in the scan lists them, for `diffnr evaluate --nodules`
+    #[arg(long, value_name = "N:MIN:MAX", requires = "phantom")]
+    nodules: Option<NoduleSet>,
     /// Folder to write
     #[arg(short, long, value_name = "SCAN_DIR")]
     output: PathBuf,
@@ -200,7 +206,10 @@ impl Arguments {
             (None, Some(Phantom::SheppLoganModified)) => ObjectChoice::SheppLogan(SheppLoganContrast::Modified),
             (None, Some(Phantom::WaterSphere)) => ObjectChoice::WaterSphere,
             (None, Some(Phantom::Asymmetric)) => ObjectChoice::Asymmetric,
-            (None, Some(Phantom::Thorax) | None) => ObjectChoice::Thorax(self.seed),
+            (None, Some(Phantom::Thorax) | None) => match self.nodules {
+                Some(set) => ObjectChoice::ThoraxWithNodules(self.seed, set),
+                None => ObjectChoice::Thorax(self.seed),
+            },
         };
         let angles = match (self.non_uniform, self.angle_law) {
             (None, _) => AngleLaw::Uniform,
@@ -247,6 +256,10 @@ impl Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let begin = Instant::now();
     check_target(&arguments.output, arguments.force)?;
+    if arguments.nodules.is_some() && arguments.phantom != Some(Phantom::Thorax) {
+        let message = "--nodules: only --phantom thorax has lungs to plant them in".to_string();
+        return Err(Failure { message, code: exit::USAGE });
+    }
     let recipe = arguments.recipe();
     let mut display = Display::new(arguments.json);
     let simulated = simulate_with_threads(&recipe, &mut display)?;
@@ -323,7 +336,7 @@ fn write(arguments: &Arguments, recipe: &Recipe, simulated: &Simulated) -> Resul
         clear(folder)?;
     }
     scene::write(folder, &simulated.scene).map_err(|e| Failure::new(exit::OUTPUT, &e))?;
-    if let ObjectChoice::Thorax(seed) = recipe.object {
+    if let ObjectChoice::Thorax(seed) | ObjectChoice::ThoraxWithNodules(seed, _) = recipe.object {
         let path = folder.join(thorax::NODULES_FILE);
         let text = format!("{:#}\n", thorax::nodules_json(seed, &simulated.nodules));
         fs::write(&path, text).map_err(|e| output_failure(&path, "write", &e))?;

@@ -9,10 +9,11 @@ use super::classic_phantoms::SheppLoganContrast;
 use super::ct_object::CtObject;
 use super::ellipsoids::EllipsoidPhantom;
 use super::error::SimulateError;
+use super::nodule_set::NoduleSet;
 use super::object::{Extent, Object};
 use super::orbit_design::{self, AngleLaw, OrbitDesign, OrbitRequest, volume_grid};
 use super::photon_noise::PhotonNoise;
-use super::thorax::{Nodule, thorax};
+use super::thorax::{Nodule, thorax, thorax_with};
 use crate::compute::Compute;
 use crate::compute::cpu::CpuCompute;
 use crate::formats::scene::{Acquisition, Scene, TestViews};
@@ -29,6 +30,8 @@ pub enum ObjectChoice {
     SheppLogan(SheppLoganContrast),
     /// The chest of a seed.
     Thorax(u64),
+    /// The chest of a seed with nodules of one's own choice.
+    ThoraxWithNodules(u64, NoduleSet),
     /// A sphere of water, radius 100 mm.
     WaterSphere,
     /// Five unlike ellipsoids within 100 mm, of water and less.
@@ -99,7 +102,7 @@ pub fn simulate(recipe: &Recipe, mut progress: impl FnMut(Progress)) -> Result<S
     check(recipe)?;
     progress(Progress::Step("reading the object"));
     let mu_water = recipe.mu_water_per_mm;
-    let mut nodules = Vec::new();
+    let (mut nodules, mut homeless) = (Vec::new(), 0);
     let mut patient_offset_mm = DVec3::ZERO;
     let mut ct = None;
     let mut analytic = None;
@@ -117,6 +120,13 @@ pub fn simulate(recipe: &Recipe, mut progress: impl FnMut(Progress)) -> Result<S
             nodules = chest.nodules;
             analytic = Some(Object::Layered(chest.phantom));
         }
+        ObjectChoice::ThoraxWithNodules(seed, set) => {
+            let wanted = set.radii_and_hu();
+            let chest = thorax_with(*seed, mu_water, &wanted);
+            homeless = wanted.len() - chest.nodules.len();
+            nodules = chest.nodules;
+            analytic = Some(Object::Layered(chest.phantom));
+        }
         ObjectChoice::WaterSphere => {
             analytic = Some(Object::Additive(EllipsoidPhantom::sphere(DVec3::ZERO, 100.0, mu_water)));
         }
@@ -131,6 +141,9 @@ pub fn simulate(recipe: &Recipe, mut progress: impl FnMut(Progress)) -> Result<S
         _ => Extent::EMPTY,
     };
     let (grid, mut notes) = volume_grid(recipe.voxels, recipe.size_mm, &extent)?;
+    if homeless > 0 {
+        notes.push(format!("{homeless} nodules found no room in the lungs and were left out"));
+    }
     let design = OrbitDesign::new(&recipe.orbit, &extent)?;
     notes.extend(design.notes.iter().cloned());
     let geometry = design.geometry();

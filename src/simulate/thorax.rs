@@ -27,7 +27,7 @@ pub struct Nodule {
 pub struct Thorax {
     /// The body.
     pub phantom: LayeredPhantom,
-    /// The nodules, largest first.
+    /// The nodules, in the order in which they were placed (largest first).
     pub nodules: Vec<Nodule>,
     /// Lungs as ellipsoids (right, right apex, left, left apex), before what overlaps them is painted.
     pub lungs: Vec<Ellipsoid>,
@@ -64,12 +64,24 @@ const CARTILAGE_HU: f64 = 130.0;
 
 /// Radii of the nodules; every second one of those above 3 mm is sub-solid.
 const NODULE_RADII_MM: [f64; 12] = [10.0, 8.0, 6.0, 6.0, 5.0, 4.0, 4.0, 3.0, 3.0, 2.5, 2.0, 1.5];
-const SOLID_NODULE_HU: f64 = 35.0;
-const SUBSOLID_NODULE_HU: f64 = -450.0;
+/// A solid nodule.
+pub const SOLID_NODULE_HU: f64 = 35.0;
+/// A sub-solid one: ground glass.
+pub const SUBSOLID_NODULE_HU: f64 = -450.0;
 
 /// The chest of a seed. `mu_water_per_mm` sets the scale: mu = mu_water (1 + HU/1000).
 #[must_use]
 pub fn thorax(seed: u64, mu_water_per_mm: f64) -> Thorax {
+    let usual = NODULE_RADII_MM.iter().enumerate().map(|(index, &radius_mm)| {
+        let hu = if radius_mm > 3.0 && index % 2 == 1 { SUBSOLID_NODULE_HU } else { SOLID_NODULE_HU };
+        (radius_mm, hu)
+    });
+    thorax_with(seed, mu_water_per_mm, &usual.collect::<Vec<_>>())
+}
+
+/// The same body with other nodules: radius (mm) and value (HU) of each, placed in this order where aerated lung has room for it.
+#[must_use]
+pub fn thorax_with(seed: u64, mu_water_per_mm: f64, nodules: &[(f64, f64)]) -> Thorax {
     let mut builder = Builder::new(seed, mu_water_per_mm);
     builder.body();
     let mut lungs = builder.lungs();
@@ -79,7 +91,7 @@ pub fn thorax(seed: u64, mu_water_per_mm: f64) -> Thorax {
     builder.spine();
     builder.ribs();
     builder.shoulder_girdle();
-    let mut nodules = builder.nodules(&lungs);
+    let mut nodules = builder.nodules(&lungs, nodules);
     let mut phantom = LayeredPhantom { layers: builder.layers };
     // The middle of the body stands at the isocenter.
     if let Some((low, high)) = phantom.bounds_mm() {
@@ -337,12 +349,11 @@ impl Builder {
     }
 
     /// Nodules wholly in aerated lung: their surroundings are free of every other layer.
-    fn nodules(&mut self, lungs: &[Ellipsoid]) -> Vec<Nodule> {
+    fn nodules(&mut self, lungs: &[Ellipsoid], wanted: &[(f64, f64)]) -> Vec<Nodule> {
         let mut placed: Vec<Nodule> = Vec::new();
         let aerated = LayeredPhantom { layers: self.layers.clone() };
         let lung_mu = self.mu(LUNG_HU);
-        for (index, &radius) in NODULE_RADII_MM.iter().enumerate() {
-            let hu = if radius > 3.0 && index % 2 == 1 { SUBSOLID_NODULE_HU } else { SOLID_NODULE_HU };
+        for &(radius, hu) in wanted {
             // A few hundred draws find a place; a body so crowded that none is found goes without that nodule.
             for _ in 0..2000 {
                 let lung = lungs[self.rng.random_range(0..lungs.len())];

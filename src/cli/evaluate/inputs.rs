@@ -175,7 +175,7 @@ pub(super) fn load(arguments: &Arguments, path: &Path) -> Result<Pair, Failure> 
         narrow(&mut region, inside);
         covered = Some(format!("field of view of radius {:.1} mm", fov.radius_mm));
     }
-    let seen = if arguments.lungs { region.clone() } else { None };
+    let seen = if arguments.lungs || arguments.nodules.is_some() { region.clone() } else { None };
     if let Some(mask_path) = &arguments.mask {
         let mask = read(mask_path)?;
         let mask_shape = mask.values.shape().to_vec();

@@ -5,7 +5,7 @@ use std::path::Path;
 use ndarray::ArrayView3;
 use serde_json::{Value, json};
 
-use super::{Arguments, Figures, Pair, file_name, load, lungs, refuse};
+use super::{Arguments, Figures, Pair, file_name, load, refuse};
 use crate::cli::Failure;
 use crate::error::exit;
 use crate::formats::picture::{Panel, write_columns};
@@ -66,7 +66,7 @@ pub(super) fn compare(arguments: &Arguments, names: &[String]) -> Result<(String
         return Err(Failure { message, code: exit::USAGE });
     }
     let mut judged: Vec<(Pair, Figures)> = Vec::new();
-    let (mut of_lungs, mut of_volumes) = (Vec::new(), Vec::new());
+    let (mut further, mut of_volumes) = (Vec::new(), Vec::new());
     for (path, name) in arguments.out.iter().zip(names) {
         let mut pair = load(arguments, path)?;
         if let Some((first, _)) = judged.first()
@@ -78,11 +78,7 @@ pub(super) fn compare(arguments: &Arguments, names: &[String]) -> Result<(String
         let mut json = figures.json(arguments, &pair);
         json["name"] = name.as_str().into();
         json["volume"] = path.display().to_string().into();
-        if arguments.lungs {
-            let (text, lungs) = lungs::compare(arguments, &pair)?;
-            json["lungs"] = lungs;
-            of_lungs.push(format!("{name}: {text}"));
-        }
+        further.extend(super::further(arguments, &pair, &mut json)?.into_iter().map(|line| format!("{name}: {line}")));
         of_volumes.push(json);
         // All stand against one reference on one grid: the first one's is enough for the picture.
         if !judged.is_empty() {
@@ -102,7 +98,7 @@ pub(super) fn compare(arguments: &Arguments, names: &[String]) -> Result<(String
             .collect();
         draw(arguments, picture, first, &columns)?;
     }
-    Ok((of_lungs.iter().fold(text, |text, line| format!("{text}\n{line}")), json))
+    Ok((further.iter().fold(text, |text, line| format!("{text}\n{line}")), json))
 }
 
 /// A row a volume.

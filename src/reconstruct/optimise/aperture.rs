@@ -66,6 +66,8 @@ fn less(share: f32, line: &mut [f32], here: &[f32], beside: &[f32]) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
     use crate::compute::Compute;
     use crate::reconstruct::test_scan::{carrier, grid, orbit};
