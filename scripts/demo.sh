@@ -97,7 +97,7 @@ lacks() {
 import json, sys
 check = json.load(sys.stdin)["checks"][sys.argv[1]]
 if check["state"] != "good":
-    print(check["found"], *(["for it:", check["more"]] if check["more"] else []), sep="; ")' "$1"
+    print(check["found"] + (" -> " + check["more"] if check["more"] else ""))' "$1"
 }
 
 method FDK --method fdk
