@@ -98,8 +98,9 @@ pub struct OptimiseSettings {
     /// Share of the data's loss, 0 to 1, that counts residuals by their frequency along the detector's rows, as the ramp filter does: see
     /// the module's documentation.
     pub sharpness: f32,
-    /// Whether projections take the pixels' width and the projector's own blur into account (see the source of `aperture`).
-    pub aperture: bool,
+    /// How far projections take the pixels' width and the projector's own blur into account: 1 is what geometry says, 0 not at all (see the
+    /// source of `aperture`).
+    pub aperture: f32,
     /// Repair and augment; `None`: without.
     pub augment: Option<AugmentSettings>,
     /// Seed of every random choice.
@@ -119,7 +120,7 @@ impl Default for OptimiseSettings {
             hold_back_one_in: 0,
             patience: 0.2,
             sharpness: 0.97,
-            aperture: true,
+            aperture: 1.0,
             augment: None,
             seed: 0,
         }
@@ -164,6 +165,10 @@ impl OptimiseSettings {
         }
         if !(0.0..=1.0).contains(&self.sharpness) {
             return refuse("sharpness", f64::from(self.sharpness), "must lie in [0, 1]");
+        }
+        // Twice as much would bring out what neither projector nor pixels have taken away.
+        if !(0.0..=2.0).contains(&self.aperture) {
+            return refuse("aperture", f64::from(self.aperture), "must lie in [0, 2]");
         }
         if self.hold_back_one_in == 1 {
             return refuse("hold_back_one_in", 1.0, "must be 0 (none) or at least 2: nothing would be learnt");

@@ -93,7 +93,7 @@ impl Varied<'_> {
             "approach_iterations" => settings.approach_iterations = whole,
             "fit_iterations" => settings.fit_iterations = whole,
             "views_per_iteration" => settings.views_per_iteration = whole,
-            "aperture" => settings.aperture = value != 0.0,
+            "aperture" => settings.aperture = single,
             "sharpness" => settings.sharpness = single,
             "patience" => settings.patience = value,
             _ => return false,

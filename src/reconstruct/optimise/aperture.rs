@@ -37,6 +37,11 @@ impl Aperture {
         Self { u: share(across_mm, pose.column_step_mm.length()), v: share(grid.voxel_mm.z, pose.row_step_mm.length()) }
     }
 
+    /// So many times as much.
+    pub(super) fn times(self, factor: f32) -> Self {
+        Self { u: factor * self.u, v: factor * self.v }
+    }
+
     /// Takes it out of `views` (`[view][row v][column u]`), in place; `work` is as long. Symmetric: a gradient goes back through it the same way.
     /// Pixels at the border have fewer neighbours.
     pub(super) fn apply(&self, detector: Detector, views: &mut [f32], work: &mut [f32]) {

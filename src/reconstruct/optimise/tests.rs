@@ -161,6 +161,7 @@ fn bad_input_is_refused_by_name() {
         (OptimiseSettings { hold_back_one_in: 1, ..usual }, "hold_back_one_in"),
         (OptimiseSettings { patience: 2.0, ..usual }, "patience"),
         (OptimiseSettings { sharpness: 1.5, ..usual }, "sharpness"),
+        (OptimiseSettings { aperture: -0.1, ..usual }, "aperture"),
         (OptimiseSettings { data: DataTerm { photons: f64::NAN, ..data }, ..usual }, "photons"),
         (OptimiseSettings { data: DataTerm { model_error: 0.0, ..data }, ..usual }, "model_error"),
         (OptimiseSettings { data: DataTerm { squares: 0.0, ..data }, ..usual }, "squares"),
@@ -281,7 +282,7 @@ fn what_a_volume_lacks_is_unexplained() {
     // Readings of the projector itself: the aperture is another thing.
     let line_integrals = project(&geometry(views), &whole);
     let unexplained = |views_per_iteration: usize, volume: &[f32]| {
-        let settings = OptimiseSettings { views_per_iteration, aperture: false, ..settings() };
+        let settings = OptimiseSettings { views_per_iteration, aperture: 0.0, ..settings() };
         let mut of_scan = Unexplained::new(&geometry(views), &grid, &settings).unwrap();
         let mut compute = CpuCompute::new(2).unwrap();
         compute.prepare(&of_scan.plan().workload()).unwrap();

@@ -66,7 +66,8 @@ impl MeasuredViews {
             projections: floats("optimise projections of a subset", subset)?,
             by_projections: floats("optimise gradient by the projections", subset)?,
             ramp: RampFilter::new(plan.subsets[0].detector.columns, Window::RamLak, 1.0),
-            aperture: plan.settings.aperture.then(|| Aperture::of(&plan.subsets[0], &plan.grid)),
+            aperture: (plan.settings.aperture > 0.0)
+                .then(|| Aperture::of(&plan.subsets[0], &plan.grid).times(plan.settings.aperture)),
             largest_measured: 0.0,
             weight_mm2: 0.0,
             prior_mm: 0.0,
