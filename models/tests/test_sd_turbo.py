@@ -103,6 +103,7 @@ def pairs(tmp_path):
         for number, method in enumerate(("gaussians", "field")):
             arrays = {
                 "degraded_hu": (reference + random.normal(100, 30, reference.shape)).astype(np.int16),
+                "unexplained_hu": np.zeros_like(reference),
                 "projections": random.random((2, 20, 40), np.float32),
                 "inside": np.ones((SIDE, SIDE), np.uint8),
                 "inside_z": np.stack([np.full((SIDE, SIDE), 2, np.int16), np.full((SIDE, SIDE), 30, np.int16)]),
