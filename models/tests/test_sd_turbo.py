@@ -278,7 +278,7 @@ def test_training_brings_the_loss_down(weights, pairs, tmp_path):
     checkpoint = load(train(pairs, tmp_path / "run", weights, SHAPE, options, "cpu"))
     from slicefixer import data
 
-    batch = data.Sampler(data.shards(pairs, "train"), SdTurbo.window, 0, 4, seed=9).draw(0)
+    batch = data.Sampler(data.shards(pairs, "train"), SdTurbo.load(weights, SHAPE), 4, seed=9).draw(0)
     losses = Losses(Weights(weights), ("l2", "ssim"))
 
     def loss(model: SdTurbo) -> float:
