@@ -109,7 +109,7 @@ def train(folder: Path, out: Path, shape: CompactShape, options: Options, device
 
 
 def bfloat16_is_faster(device: str) -> bool:
-    """Whether the machine multiplies matrices of bfloat16 in hardware: any GPU of today, CPUs with AMX (five times as fast as in float32)."""
+    """Whether the machine multiplies matrices of bfloat16 in hardware: any GPU of today, CPUs with AMX (convolutions are 2.6 to 4.4 times as fast as in float32)."""
     return torch.device(device).type != "cpu" or torch.cpu._is_amx_tile_supported()
 
 

@@ -31,8 +31,8 @@ impl Aperture {
             let voxels_a_pixel = voxel_mm / (pitch_mm * shrunk);
             (voxels_a_pixel * voxels_a_pixel / 12.0 - 1.0 / 24.0).min(LARGEST) as f32
         };
-        // Within a slice rays cross the axis of interpolation at up to 45 degrees, which takes a fifth off; that a voxel's value is the mean over its cell adds more.
-        // Measured, both together and nothing of either are as good.
+        // Within a slice rays cross the axis of interpolation at up to 45 degrees, which would take a fifth off `u`: 0.1 dB worse on chest_lidc0001 from 36
+        // views, as is twice as much of both; so it is left out.
         let across_mm = (grid.voxel_mm.x * grid.voxel_mm.y).sqrt();
         Self { u: share(across_mm, pose.column_step_mm.length()), v: share(grid.voxel_mm.z, pose.row_step_mm.length()) }
     }

@@ -367,27 +367,33 @@ impl Optimiser {
     ) -> Result<(), OptimiseError> {
         let Some(mut augmentation) = self.augmentation.take_if(|a| a.is_due(done, iterations)) else { return Ok(()) };
         // A volume that is none cannot be repaired; the iteration that follows finds out.
-        let is_volume = self.voxelise(compute);
-        if matches!(is_volume, Ok(true)) {
-            augmentation
-                .repair(compute, &mut self.views, (&self.volume, &mut self.by_volume), &|| observer.interrupts())?;
-        }
+        let outcome = match self.voxelise(compute) {
+            Ok(true) => {
+                let volumes = (&self.volume[..], &mut self.by_volume[..]);
+                augmentation.repair(compute, &mut self.views, volumes, &|| observer.interrupts())
+            }
+            other => other.map(|_| ()),
+        };
+        // Whatever became of it: the next scan has repairs of its own.
         self.augmentation = Some(augmentation);
-        is_volume.map(|_| ())
+        outcome
     }
 
     /// Repairs the volume as it is, whatever is planned, and keeps the reference; whether that came to something. `None`: there is nothing that
     /// repairs.
     pub(super) fn repair(&mut self, compute: &dyn Operations) -> Result<Option<bool>, OptimiseError> {
         let Some(mut augmentation) = self.augmentation.take() else { return Ok(None) };
-        let is_volume = self.voxelise(compute);
-        if matches!(is_volume, Ok(true)) {
-            augmentation.begin();
-            augmentation.repair(compute, &mut self.views, (&self.volume, &mut self.by_volume), &|| false)?;
-        }
+        let outcome = match self.voxelise(compute) {
+            Ok(true) => {
+                augmentation.begin();
+                let volumes = (&self.volume[..], &mut self.by_volume[..]);
+                augmentation.repair(compute, &mut self.views, volumes, &|| false)
+            }
+            other => other.map(|_| ()),
+        };
         let is_done = augmentation.repairs.done > 0;
         self.augmentation = Some(augmentation);
-        is_volume.map(|_| Some(is_done))
+        outcome.map(|()| Some(is_done))
     }
 
     /// The representation as it is now; whether it is a volume at all. It may still be no good: only its residual tells.
