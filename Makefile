@@ -7,7 +7,7 @@
 #   make onnxruntime               ONNX Runtime (for SliceFixer) into .onnxruntime; ONNXRUNTIME=onnxruntime-gpu==1.31.1 for NVIDIA GPUs
 #   make bench                     speed against the machine's floor
 #   make bench-peers               the same beside RTK (installs the PyPI package itk-rtk into .venv-peers)
-#   make methods CT="a.nii.gz b.nii.gz" [OUT=methods VIEWS=36,24,12 PHOTONS=1e5]
+#   make methods CT="a.nii.gz b.nii.gz" [OUT=methods VIEWS=36,24,12 PHOTONS=1e5 METHODS=field,field+slice-fixer]
 #                                  all methods on these volumes: table, PSNR against seconds, slices side by side
 #   make test-models              the tests of models/ (SliceFixer's Python package), where PyTorch is installed
 #   make fuzz SECONDS=600          mutational fuzzing of every parser of outside bytes
@@ -103,7 +103,7 @@ bench-peers: .venv-peers/ready
 
 methods: build .venv-methods/ready
 	.venv-methods/bin/python scripts/methods.py $(CT) -o $(if $(OUT),$(OUT),methods) --views $(if $(VIEWS),$(VIEWS),36,24,12) \
-	    --photons $(if $(PHOTONS),$(PHOTONS),1e5)
+	    --photons $(if $(PHOTONS),$(PHOTONS),1e5) $(if $(METHODS),--methods $(METHODS)) $(if $(REPAIR),--repair "$(REPAIR)")
 
 fuzz:
 	DIFFNR_FUZZ_SECONDS=$(SECONDS_TO_FUZZ) $(CARGO) test -p firmware-bridge --release --locked --test fuzz -- --nocapture

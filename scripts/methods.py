@@ -5,7 +5,9 @@
     scripts/methods.py VOLUME.nii.gz ... -o OUT [--views 36,24,12] [--voxels 128] [--photons 1e5,inf] [--methods ...]
 
 Every volume is simulated with `diffnr simulate`, reconstructed with every method's defaults, and scored within the field of view with
-`diffnr evaluate`. Writes OUT/table.md, OUT/table.json, and for every volume, number of views and photons a contact sheet of middle
+`diffnr evaluate` (chests with the lungs' Dice and average surface distance). A representation's name may be followed by what SliceFixer does:
+field+slice-fixer (its reference supervises the optimisation by similarity), field+modulus (by the modulus of the difference), field+repair
+(post-processing: the field's volume repaired, the end). Writes OUT/table.md, OUT/table.json, and for every volume, number of views and photons a contact sheet of middle
 slices (OUT/*_slices.png) and a curve (OUT/*_seconds.png). Needs the release build of diffnr, numpy and matplotlib. Scans and
 reconstructions that are there already are kept: an interrupted run goes on where it stopped.
 """
@@ -31,6 +33,25 @@ def diffnr(*arguments: str) -> dict:
     if done.returncode != 0:
         sys.exit(f"diffnr {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
     return json.loads(done.stdout)
+
+
+def reconstruct(scan: pathlib.Path, method: str, anatomy: str, photons: str, result: pathlib.Path, more: list[str]) -> dict:
+    """One method's volume in `result`; what the run said, with `total_s` and `curve` for the table and the picture."""
+    name, _, how = method.partition("+")
+    told = ["--photons", photons] if name in ("gaussians", "field") else []
+    if how == "repair":
+        before = json.loads(result.with_name(result.name.replace(method, name)).with_suffix(".json").read_text())
+        run = diffnr("repair", str(result.with_name(result.name.replace(method, name))), "--scan", str(scan), "-o", str(result), "--anatomy", anatomy, *told)
+        return {**run, "total_s": before["total_s"] + run["seconds"]["repair"], "curve": [], "peak_memory_bytes": before["peak_memory_bytes"]}
+    trace = result.with_suffix(".trace.json")
+    if how:
+        told += ["--slice-fixer", "shipped", "--anatomy", anatomy, *more, *(["--repair-modulus"] if how == "modulus" else [])]
+    run = diffnr("reconstruct", str(scan), "--method", name, "-o", str(result), "--device", "cpu", "--trace", str(trace), *told)
+    return {**run, "total_s": run["seconds"]["reconstruct"], "curve": json.loads(trace.read_text())["points"]}
+
+
+def number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def slices(volume: np.ndarray) -> list[np.ndarray]:
@@ -74,6 +95,7 @@ def main() -> None:
     parser.add_argument("--voxels", default="128")
     parser.add_argument("--photons", default="1e5", help="photons a pixel; inf for none of their noise")
     parser.add_argument("--methods", default="fdk,os-sart,asd-pocs,gaussians,field")
+    parser.add_argument("--repair", default="", help="options of diffnr reconstruct for +slice-fixer and +modulus, as one word: '--repairs 2'")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
 
@@ -92,36 +114,36 @@ def main() -> None:
                     panels, curves = [("ground truth", np.load(scan / "vol_gt.npy"))], []
                     for method in options.methods.split(","):
                         result = options.out / f"{label}_{method}.npy"
-                        trace, answer = result.with_suffix(".trace.json"), result.with_suffix(".json")
+                        answer = result.with_suffix(".json")
                         if not answer.exists():
-                            told = ["--photons", photons] if method in ("gaussians", "field") else []
-                            run = diffnr("reconstruct", str(scan), "--method", method, "-o", str(result), "--device", "cpu",
-                                         "--trace", str(trace), *told)
-                            answer.write_text(json.dumps(run))
+                            answer.write_text(json.dumps(reconstruct(scan, method, name.partition("_")[0], photons, result, options.repair.split())))
                         run = json.loads(answer.read_text())
-                        score = diffnr("evaluate", str(result), "--reference", str(scan), "--fov", str(scan))
+                        score = diffnr("evaluate", str(result), "--reference", str(scan), "--fov", str(scan),
+                                       *(["--lungs"] if name.startswith("chest") else []))
                         row = {"volume": name, "voxels": int(voxels), "photons": photons, "views": int(views), "method": method,
-                               "psnr_db": score["psnr_db"], "ssim": score["ssim"], "seconds": run["seconds"]["reconstruct"],
+                               "psnr_db": score["psnr_db"], "ssim": score["ssim"], "seconds": run["total_s"],
+                               "lungs_dice": score.get("lungs", {}).get("dice"), "lungs_asd_mm": score.get("lungs", {}).get("asd_mm"),
                                "peak_mib": run["peak_memory_bytes"] / 2**20, "iterations": run.get("iterations")}
                         rows.append(row)
-                        print(f"{label:34} {method:10} {row['psnr_db']:6.2f} dB  SSIM {row['ssim']:.3f}  {row['seconds']:7.2f} s  "
+                        print(f"{label:34} {method:21} {row['psnr_db']:6.2f} dB  SSIM {row['ssim']:.3f}  {row['seconds']:7.2f} s  "
                               f"{row['peak_mib']:5.0f} MiB", flush=True)
                         panels.append((f"{method}\n{row['psnr_db']:.2f} dB, SSIM {row['ssim']:.3f}, {row['seconds']:.1f} s",
                                        np.load(result)))
-                        curves.append((method, json.loads(trace.read_text())["points"]))
+                        curves.append((method, run["curve"]))
                     title = f"{name}, {views} views, {photons} photons, {voxels}^3"
                     draw_slices(options.out / f"{label}_slices.png", title, panels)
                     draw_seconds(options.out / f"{label}_seconds.png", title, curves)
 
     (options.out / "table.json").write_text(json.dumps(rows, indent=1))
-    lines = ["| volume | photons | views | method | PSNR dB | SSIM | seconds | peak MiB |", "|---|---|---|---|---|---|---|---|"]
-    lines += [f"| {r['volume']} | {r['photons']} | {r['views']} | {r['method']} | {r['psnr_db']:.2f} | {r['ssim']:.3f} | {r['seconds']:.1f} |"
-              f" {r['peak_mib']:.0f} |" for r in rows]
+    lines = ["| volume | photons | views | method | PSNR dB | SSIM | lungs' Dice | ASD mm | seconds | peak MiB |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
+    lines += [f"| {r['volume']} | {r['photons']} | {r['views']} | {r['method']} | {r['psnr_db']:.2f} | {r['ssim']:.4f} | {number(r['lungs_dice'], 4)} |"
+              f" {number(r['lungs_asd_mm'], 3)} | {r['seconds']:.1f} | {r['peak_mib']:.0f} |" for r in rows]
     lines += ["", "| mean of all volumes: photons | views | method | PSNR dB | SSIM | seconds |", "|---|---|---|---|---|---|"]
     for key in dict.fromkeys((r["photons"], r["views"], r["method"]) for r in rows):
         of_key = [r for r in rows if (r["photons"], r["views"], r["method"]) == key]
         psnr, ssim, seconds = (sum(r[what] for r in of_key) / len(of_key) for what in ("psnr_db", "ssim", "seconds"))
-        lines.append(f"| {key[0]} | {key[1]} | {key[2]} | {psnr:.2f} | {ssim:.3f} | {seconds:.1f} |")
+        lines.append(f"| {key[0]} | {key[1]} | {key[2]} | {psnr:.2f} | {ssim:.4f} | {seconds:.1f} |")
     (options.out / "table.md").write_text("\n".join(lines) + "\n")
 
 

@@ -119,8 +119,9 @@ def test_training_goes_on_where_it_stopped_learns_and_refuses_other_options(fold
     options = Options(steps=80, batch=4, rate=3e-3, average=10, validate_every=0)
     said = []
     whole = load(train(folder, tmp_path / "whole", SMALL, options, "cpu", say=said.append))
-    # Interrupted at once, then gone on with.
-    train(folder, tmp_path / "parts", SMALL, options, "cpu", minutes=0, say=said.append)
+    # Interrupted at once, and then again after a second or so.
+    for minutes in (0.0, 0.02):
+        train(folder, tmp_path / "parts", SMALL, options, "cpu", minutes=minutes, say=said.append)
     parts = load(train(folder, tmp_path / "parts", SMALL, options, "cpu", say=said.append))
     assert whole.step == parts.step == 80
     for name, values in whole.averaged.items():
