@@ -9,13 +9,14 @@
 #   make bench-peers               the same beside RTK (installs the PyPI package itk-rtk into .venv-peers)
 #   make methods CT="a.nii.gz b.nii.gz" [OUT=methods VIEWS=36,24,12 PHOTONS=1e5 METHODS=field,field+slice-fixer]
 #                                  all methods on these volumes: table, PSNR against seconds, slices side by side
+#   make engines [MODEL=models]    whether TensorRT-RTX builds engines of a SliceFixer model; needs no GPU (installs tensorrt_rtx_cu13 into .venv-engines)
 #   make test-models              the tests of models/ (SliceFixer's Python package), where PyTorch is installed
 #   make fuzz SECONDS=600          mutational fuzzing of every parser of outside bytes
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build bridge onnxruntime demo test test-rust test-release test-loom test-models lint bench bench-peers methods fuzz clean
+.PHONY: help build bridge onnxruntime demo test test-rust test-release test-loom test-models engines lint bench bench-peers methods fuzz clean
 
 CARGO ?= cargo
 PYTHON ?= python3
@@ -76,6 +77,12 @@ test-models:
 	    echo "SKIPPED: the tests of models/ (PyTorch is not there: python3 -m venv .venv-models && .venv-models/bin/pip install -e models[test,sd-turbo])"; \
 	fi
 
+.venv-engines/ready:
+	$(PYTHON) -m venv .venv-engines && .venv-engines/bin/pip install --quiet --disable-pip-version-check tensorrt_rtx_cu13 && touch .venv-engines/ready
+
+engines: .venv-engines/ready
+	.venv-engines/bin/python scripts/engines.py $(if $(MODEL),$(MODEL),models)
+
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
@@ -112,4 +119,4 @@ fuzz:
 clean:
 	$(CARGO) clean
 	$(MAKE) -C firmware-bridge clean
-	rm -rf demo .venv .onnxruntime .venv-peers .venv-methods
+	rm -rf demo .venv .onnxruntime .venv-peers .venv-methods .venv-engines

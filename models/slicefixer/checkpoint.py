@@ -1,5 +1,6 @@
 """A model on disk: its shape and weights, and what a training needs to go on."""
 
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +21,22 @@ class Checkpoint:
     step: int
     options: dict
     history: list
+    # Of this package, when the training began.
+    commit: str = "unknown"
 
     def save(self, path: Path) -> None:
         beside = path.with_suffix(".partial")
         torch.save(self.__dict__, beside)
         beside.replace(path)
+
+
+def commit_here() -> str:
+    """Commit of the checkout that this package lies in; "unknown" for one that is installed elsewhere."""
+    told = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(told, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def load(path: Path) -> Checkpoint:

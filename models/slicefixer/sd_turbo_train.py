@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from . import data
-from .checkpoint import Checkpoint, load
+from .checkpoint import Checkpoint, commit_here, load
 from .sd_turbo import SdTurbo, SdTurboShape
 from .sd_turbo_losses import Losses, names_of
 from .sd_turbo_weights import Weights
@@ -60,14 +60,14 @@ def train(folder: Path, out: Path, weights: Path, shape: SdTurboShape, options: 
     learnt = [value for value in model.parameters() if value.requires_grad]
     optimiser = torch.optim.AdamW(learnt, lr=options.rate, weight_decay=1e-2)
     against = torch.optim.AdamW(losses.discriminator.parameters(), lr=options.rate, weight_decay=1e-2) if losses.discriminator else None
-    step, history = 0, []
+    step, history, commit = 0, [], commit_here()
     if before is not None:
         model.take(before.weights["model"])
         optimiser.load_state_dict(before.optimiser["model"])
         if against:
             losses.discriminator.load_state_dict(before.weights["discriminator"])
             against.load_state_dict(before.optimiser["discriminator"])
-        step, history = before.step, before.history
+        step, history, commit = before.step, before.history, before.commit
         say(f"going on from step {step}")
     training, validation = data.shards(folder, "train"), data.shards(folder, "validation")
     for shard in training + validation:
@@ -83,7 +83,7 @@ def train(folder: Path, out: Path, weights: Path, shape: SdTurboShape, options: 
     def save() -> None:
         ours = {"model": model.trained()} | ({"discriminator": losses.discriminator.state_dict()} if against else {})
         states = {"model": optimiser.state_dict()} | ({"discriminator": against.state_dict()} if against else {})
-        Checkpoint("sd-turbo", model.shape.as_dict(), model.trained(), ours, states, step, asdict(options), history).save(path)
+        Checkpoint("sd-turbo", model.shape.as_dict(), model.trained(), ours, states, step, asdict(options), history, commit).save(path)
 
     began = saved = time.monotonic()
     sums, count = {}, 0

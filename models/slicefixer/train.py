@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from . import data
-from .checkpoint import Checkpoint, load
+from .checkpoint import Checkpoint, commit_here, load
 from .compact import Compact, CompactShape
 from .losses import repair_loss
 from .optimiser import Optimiser
@@ -49,7 +49,7 @@ def train(folder: Path, out: Path, shape: CompactShape, options: Options, device
     model = Compact(shape).to(device, memory_format=torch.channels_last)
     optimiser = Optimiser(model, options.rate)
     averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(1.0 - 1.0 / options.average))
-    step, history = 0, []
+    step, history, commit = 0, [], commit_here()
     if path.exists():
         before = load(path)
         asked = {"shape": shape.as_dict(), "options": asdict(options)}
@@ -61,14 +61,14 @@ def train(folder: Path, out: Path, shape: CompactShape, options: Options, device
         averaged.module.load_state_dict(before.averaged)
         averaged.n_averaged.fill_(before.step)
         optimiser.load_state_dict(before.optimiser)
-        step, history = before.step, before.history
+        step, history, commit = before.step, before.history, before.commit
         say(f"going on from step {step}")
     training, validation = data.shards(folder, "train"), data.shards(folder, "validation")
     say(f"{len(training)} shards to learn from, {len(validation)} to validate; {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {device}")
     sampler = data.Sampler(training, model, options.batch, options.seed, options.others)
 
     def save() -> None:
-        Checkpoint("compact", shape.as_dict(), averaged.module.state_dict(), model.state_dict(), optimiser.state_dict(), step, asdict(options), history).save(path)
+        Checkpoint("compact", shape.as_dict(), averaged.module.state_dict(), model.state_dict(), optimiser.state_dict(), step, asdict(options), history, commit).save(path)
 
     halved = bfloat16_is_faster(device)
     began = saved = time.monotonic()
