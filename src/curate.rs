@@ -14,6 +14,7 @@
 
 mod body;
 mod catalogue;
+mod deform;
 mod degrade;
 mod draw;
 mod error;

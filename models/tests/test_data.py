@@ -111,6 +111,17 @@ def test_mirroring_an_axis_mirrors_slices_height_and_the_view_across_it():
     assert torch.equal(projections[0], views[0].flip(1)) and torch.equal(projections[1], views[1])
 
 
+def test_a_body_on_its_side_has_the_other_view_from_the_front():
+    # Parallel rays through a volume [z][y][x]: along x with columns along y, a quarter turn on along y with columns against x.
+    def views(volume):
+        return torch.from_numpy(np.stack((volume.sum(2), volume.sum(1)[:, ::-1])))
+
+    volume = np.random.default_rng(4).random((5, 6, 6))
+    turned, target, inside, projections = data.laid_on_its_side(volume[None], volume[2], volume[2] > 0.5, views(volume))
+    assert (turned[0] == volume.swapaxes(1, 2)).all() and (target == volume[2].T).all() and (inside == (volume[2].T > 0.5)).all()
+    torch.testing.assert_close(projections, views(volume.swapaxes(1, 2)))
+
+
 def test_training_goes_on_where_it_stopped_learns_and_refuses_other_options(folder, tmp_path):
     for split in ("train", "validation"):
         for path in (folder / split).rglob("*.safetensors"):

@@ -36,6 +36,9 @@ pub(super) struct Arguments {
     /// Add so many seeded phantoms, chests and bodies of random ellipsoids by turns
     #[arg(long, value_name = "N", default_value_t = 0)]
     phantoms: usize,
+    /// Add so many other bodies made of each volume that is learnt from: turned, stretched and bent
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    deformed: usize,
     /// Folder to write, or to go on with
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -148,6 +151,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let gathered = curate::gather(&Request {
         volumes: arguments.volumes.clone(),
         phantoms: arguments.phantoms,
+        deformed: arguments.deformed,
         validation: arguments.validation.clone(),
         licences: arguments.licence.clone(),
         seed: arguments.seed,

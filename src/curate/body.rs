@@ -5,7 +5,7 @@ use std::f64::consts::TAU;
 use glam::DVec3;
 use ndarray::Array3;
 
-use super::draw::{DetectorPlace, GeometryDraw};
+use super::draw::{self, DetectorPlace, GeometryDraw};
 use super::{CurateError, Options, Source, Subject, phantom};
 use crate::compute::cpu::CpuCompute;
 use crate::compute::{Compute, Workload};
@@ -89,7 +89,7 @@ impl Body {
         let simulate = |error: SimulateError| CurateError::of_subject(name, error);
         let cube = |extent: &Extent| volume_grid([options.size; 3], None, extent).map(|(grid, _)| grid);
         let (object, extent, grid) = match &subject.source {
-            Source::Ct(path) => {
+            Source::Ct(path, deformed) => {
                 let shown = path.display().to_string();
                 if nifti::holds_scene_values(path)? {
                     return Err(CurateError::subject(shown, "holds a scene's own values, not HU", "give a CT in HU"));
@@ -101,6 +101,10 @@ impl Body {
                     let advice = format!("a volume has at least {LEAST_VOXELS} along each axis");
                     return Err(CurateError::subject(shown, problem, advice));
                 }
+                let volume = match deformed {
+                    Some(_) => draw::deformation(options, name).of(&volume),
+                    None => volume,
+                };
                 let ct = CtObject::new(&shown, volume, mu_water).map_err(simulate)?;
                 let extent = ct.extent();
                 let grid = cube(&extent).map_err(simulate)?;

@@ -8,6 +8,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::Options;
+use super::deform::Deformation;
 use crate::compute::cpu::ramp_filter::Window;
 use crate::reconstruct::optimise::USUAL_ITERATIONS;
 
@@ -133,6 +134,11 @@ pub struct GeometryDraw {
 fn generator(seed: u64, subject: &str, purpose: &str, number: usize) -> ChaCha8Rng {
     let key = Sha256::digest(format!("{seed}/{subject}/{purpose}/{number}"));
     ChaCha8Rng::from_seed(key.into())
+}
+
+/// What makes another body of a subject's volume.
+pub(super) fn deformation(options: &Options, subject: &str) -> Deformation {
+    Deformation::drawn(&mut generator(options.seed, subject, "deformation", 0))
 }
 
 /// Geometry `number` of a subject: 0 is that of `diffnr simulate`, the others vary.

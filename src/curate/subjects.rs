@@ -37,8 +37,8 @@ impl Split {
 /// Where a subject comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A CT volume in HU (NIfTI).
-    Ct(PathBuf),
+    /// A CT volume in HU (NIfTI), as it is, or deformed: another body for each number.
+    Ct(PathBuf, Option<usize>),
     /// The chest of a seed.
     Thorax(u64),
     /// A body of random ellipsoids, of a seed.
@@ -69,7 +69,8 @@ impl Subject {
     #[must_use]
     pub fn source_name(&self) -> String {
         match &self.source {
-            Source::Ct(path) => file_name(path),
+            Source::Ct(path, None) => file_name(path),
+            Source::Ct(path, Some(number)) => format!("{}, deformed {number}", file_name(path)),
             Source::Thorax(seed) => format!("thorax, seed {seed}"),
             Source::Ellipsoids(seed) => format!("ellipsoids, seed {seed}"),
         }
@@ -89,6 +90,8 @@ pub struct Request {
     pub volumes: Vec<String>,
     /// Number of phantoms.
     pub phantoms: usize,
+    /// Deformed copies of each volume that is learnt from.
+    pub deformed: usize,
     /// Names or keys of the subjects that are kept out.
     pub validation: Vec<String>,
     /// `TEXT` for all volumes, or `NAME=TEXT`.
@@ -176,7 +179,7 @@ pub fn gather(request: &Request) -> Result<Gathered, CurateError> {
         }
         let sha256 = sha256_of(&path)?;
         let key = key_of(&name).to_owned();
-        let source = Source::Ct(path);
+        let source = Source::Ct(path, None);
         subjects.push(Subject { name, key, anatomy, source, sha256, split: Split::Train, licence: None });
     }
     for number in 0..request.phantoms {
@@ -194,6 +197,19 @@ pub fn gather(request: &Request) -> Result<Gathered, CurateError> {
         return Err(CurateError::setting("VOLUMES", "none", "give CT volumes, or --phantoms N"));
     }
     subjects.sort_by(|a, b| a.name.cmp(&b.name));
+    check_names(subjects)?;
+    split(subjects, &request.validation)?;
+    license(subjects, &request.licences)?;
+    check_contents(subjects)?;
+    let copies: Vec<Subject> = subjects.iter().flat_map(|subject| deformed(subject, request.deformed)).collect();
+    subjects.extend(copies);
+    subjects.sort_by(|a, b| a.name.cmp(&b.name));
+    check_names(subjects)?;
+    Ok(gathered)
+}
+
+/// Two of one name would be written over each other.
+fn check_names(subjects: &[Subject]) -> Result<(), CurateError> {
     for pair in subjects.windows(2) {
         if pair[0].name == pair[1].name {
             return Err(CurateError::subject(
@@ -203,10 +219,23 @@ pub fn gather(request: &Request) -> Result<Gathered, CurateError> {
             ));
         }
     }
-    split(subjects, &request.validation)?;
-    license(subjects, &request.licences)?;
-    check_contents(subjects)?;
-    Ok(gathered)
+    Ok(())
+}
+
+/// Deformed copies of a CT volume; none of one that is kept out, which is to be what it is.
+fn deformed(subject: &Subject, copies: usize) -> impl Iterator<Item = Subject> {
+    let path = match &subject.source {
+        Source::Ct(path, None) if subject.split == Split::Train => Some(path.clone()),
+        _ => None,
+    };
+    path.into_iter().flat_map(move |path| {
+        (1..=copies).map(move |number| Subject {
+            name: format!("{}_deformed{number}", subject.name),
+            source: Source::Ct(path.clone(), Some(number)),
+            sha256: hex(&Sha256::digest(format!("{} deformed {number}", subject.sha256))),
+            ..subject.clone()
+        })
+    })
 }
 
 fn split(subjects: &mut [Subject], validation: &[String]) -> Result<(), CurateError> {
@@ -236,7 +265,7 @@ fn license(subjects: &mut [Subject], licences: &[String]) -> Result<(), CurateEr
             continue;
         }
         let mut matched = false;
-        for subject in subjects.iter_mut().filter(|s| matches!(s.source, Source::Ct(_))) {
+        for subject in subjects.iter_mut().filter(|s| matches!(s.source, Source::Ct(..))) {
             if wanted.is_none_or(|name| subject.name == name) {
                 subject.licence = Some(licence.to_owned());
                 matched = true;

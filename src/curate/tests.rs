@@ -178,6 +178,48 @@ fn a_subject_stands_on_one_side_of_the_split() {
 }
 
 #[test]
+fn deformed_bodies_stand_beside_what_is_learnt_from_and_are_other_bodies() {
+    let work = tempfile::tempdir().unwrap();
+    let volumes = ["box_p1.nii", "chest_p2.nii"].map(|name| work.path().join(name));
+    for (number, path) in volumes.iter().enumerate() {
+        write_ct(path);
+        let mut bytes = fs::read(path).unwrap();
+        bytes[150] = b'a' + number as u8;
+        fs::write(path, bytes).unwrap();
+    }
+    let licences = vec!["box_p1=other".into(), "CC BY 3.0".into()];
+    let wanted = Request { deformed: 2, validation: vec!["p2".into()], licences, ..request(&volumes, 1) };
+    let subjects = gather(&wanted).unwrap().subjects;
+    let names: Vec<&str> = subjects.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["box_p1", "box_p1_deformed1", "box_p1_deformed2", "chest_p2", "phantom_thorax0000"]);
+    for copy in &subjects[1..3] {
+        assert_eq!((copy.key.as_str(), copy.anatomy.as_str(), copy.split), ("p1", "box", Split::Train));
+        assert_eq!(copy.licence.as_deref(), Some("other"));
+    }
+    let out = work.path().join("out");
+    run(&Options { scans: 1, ..options() }, &wanted, &out, 1).unwrap();
+    let reference = |name: &str| {
+        let path = out.join(format!("train/{name}/reference.safetensors"));
+        let contents = crate::formats::safetensors::read(&path).unwrap();
+        (contents.metadata["source"].clone(), contents.i16(&path, "reference_hu").unwrap().1)
+    };
+    let [(_, whole), (one_from, one), (_, two)] =
+        names[..3].try_into().map(|names: [&str; 3]| names.map(reference)).unwrap();
+    assert_eq!(one_from, "box_p1.nii, deformed 1");
+    assert!(whole != one && one != two && whole != two);
+    // Still the same stuff: as much of it, to the stretch along three axes.
+    let soft = |hu: &[i16]| hu.iter().filter(|hu| **hu > -500).count() as f64;
+    for deformed in [&one, &two] {
+        assert!((0.4..2.5).contains(&(soft(deformed) / soft(&whole))));
+    }
+    // Another volume of a copy's name would be written into its folder.
+    let clash = work.path().join("box_p1_deformed2.nii");
+    write_ct(&clash);
+    let refused = gather(&Request { deformed: 2, ..request(&[volumes[0].clone(), clash], 0) }).unwrap_err().to_string();
+    assert!(refused.contains("box_p1_deformed2") && refused.contains("two volumes have this name"), "{refused}");
+}
+
+#[test]
 fn the_reference_is_in_hu_and_lies_as_documented() {
     let work = tempfile::tempdir().unwrap();
     let ct = work.path().join("box_one.nii");
