@@ -168,14 +168,14 @@ class Sampler:
         shard = group[random.integers(len(group))]
         plane = int(random.integers(self.planes))
         count = shard.reference.shape[plane]
-        # Slices without anything in them teach nothing.
+        # Slices of nothing but air teach little; those beside a body's ends, air between what is none, have to be learnt.
         for _ in range(8):
             index = int(random.integers(count))
-            target = stack_of(shard.reference, plane, np.array([index]), 0)[0]
-            if (target > -500).mean() > 0.02:
+            slices = images_of(shard, plane, np.array([index]), self.neighbours, self.unexplained)
+            if (slices[:, : 2 * self.neighbours + 1] > -500).mean((2, 3)).max() > 0.02 or random.random() < 0.05:
                 break
+        target = stack_of(shard.reference, plane, np.array([index]), 0)[0]
         # [volume, neighbour, row, column]
-        slices = images_of(shard, plane, np.array([index]), self.neighbours, self.unexplained)
         slices = slices.reshape(-1, 2 * self.neighbours + 1, *slices.shape[2:])
         inside = stack_of(shard.inside, plane, np.array([index]), 0)[0]
         projections, height = shard.projections, (index + 0.5) / count

@@ -96,9 +96,9 @@ def train(folder: Path, out: Path, shape: CompactShape, options: Options, device
             sums, count = [0.0, 0.0], 0
         if validation and options.validate_every and step % options.validate_every == 0:
             averaged.module.eval()
-            table = validate(averaged.module, [s for s in validation if s.method in data.REPRESENTATIONS], device, planes=(0,), every=8)
+            table = validate(averaged.module, [s for s in validation if s.method in data.REPRESENTATIONS], device, planes=(0,), every=5)
             gains = ", ".join(f"{m} {table.mean_gain_db(m):+.2f} dB" for m in data.REPRESENTATIONS)
-            say(f"step {step}: validation {gains} (axial, every eighth slice)")
+            say(f"step {step}: validation {gains} (axial, every fifth slice)")
             history.append({"step": step, "validation_gain_db": table.mean_gain_db()})
         if time.monotonic() - saved > options.every_s:
             save()

@@ -111,6 +111,16 @@ def test_mirroring_an_axis_mirrors_slices_height_and_the_view_across_it():
     assert torch.equal(projections[0], views[0].flip(1)) and torch.equal(projections[1], views[1])
 
 
+def test_slices_beside_the_ends_of_a_body_are_drawn_too(folder):
+    # The ball reaches from slice 2 to 29; its first neighbours are air that a model has to leave alone.
+    training = [shard for shard in data.shards(folder, "train") if shard.method == "field"]
+    sampler = data.Sampler(training, Compact(CompactShape(neighbours=1)), 8, seed=1)
+    heights = torch.cat([sampler.draw(step).height for step in range(60)])
+    drawn = [int((heights.sub((index + 0.5) / SHAPE[0]).abs() < 1e-4).sum()) for index in range(SHAPE[0])]
+    # Of 480 draws each slice in view has 16 or so; four standard deviations less are none.
+    assert min(drawn[1:31]) >= 1 and drawn[1] + drawn[30] > 8, drawn
+
+
 def test_a_body_on_its_side_has_the_other_view_from_the_front():
     # Parallel rays through a volume [z][y][x]: along x with columns along y, a quarter turn on along y with columns against x.
     def views(volume):
