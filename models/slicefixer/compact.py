@@ -3,7 +3,8 @@
 A convolutional encoder brings a slice (and its neighbours) to a latent a quarter as fine, a U-Net with self- and cross-attention takes one diffusion step
 there (t = 199, epsilon prediction: x0 = (z - sqrt(1 - abar) eps) / sqrt(abar), no noise is added), a decoder with skips from every level of the
 encoder makes the slice. (The paper's skips begin at zero, beside weights that are trained already; here nothing is, and they begin like the rest.) The encoder gives the mean, nothing is sampled: the same slice gives the same repair. What the decoder gives is
-added to the slice, so that an untrained model changes nothing, and what lies outside the window passes through.
+added to the slice, so that an untrained model changes nothing, and what lies outside the window passes through. It has no mean over a neighbourhood: how much
+there is in all, few views tell as well as many, and a model that may change it continues bodies beyond their ends.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,6 +18,9 @@ from .model import ANATOMIES, PLANES, Scan, SliceFixer
 
 # Side of the projections that the conditioner takes, in pixels.
 PROJECTION = 128
+
+# Standard deviation of the neighbourhood whose mean a repair leaves as it is, in pixels.
+NEIGHBOURHOOD = 12.0
 
 # Brings what is unexplained to about the size of a slice's own values.
 UNEXPLAINED = 8.0
@@ -162,6 +166,17 @@ class Conditioner(nn.Module):
         return torch.cat((self.norm(words + self.adapt(words, tokens)), tokens), 1)
 
 
+def without_local_mean(change: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    """`change` [B, 1, rows, columns] less its mean about each pixel, by `taps` along rows and columns; what lies outside does not count."""
+    half = (taps.numel() - 1) // 2
+
+    def summed(x: torch.Tensor) -> torch.Tensor:
+        x = F.conv2d(x, taps.view(1, 1, 1, -1), padding=(0, half))
+        return F.conv2d(x, taps.view(1, 1, -1, 1), padding=(half, 0))
+
+    return change - summed(change) / summed(torch.ones_like(change[:1]))
+
+
 def halve_to(channels_in: int, channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels, 3, stride=2, padding=1)
 
@@ -179,6 +194,8 @@ class Compact(SliceFixer):
         kept = torch.cumprod(1.0 - beta, 0)[shape.step].item()
         self.of_latent, self.of_noise = kept**-0.5, (1.0 - kept) ** 0.5 * kept**-0.5
         self.register_buffer("frequencies", torch.exp(-torch.arange(16) * (torch.log(torch.tensor(1e4)) / 16)), persistent=False)
+        places = torch.arange(-2 * NEIGHBOURHOOD, 2 * NEIGHBOURHOOD + 1)
+        self.register_buffer("taps", torch.exp(-0.5 * (places / NEIGHBOURHOOD) ** 2), persistent=False)
         self.plane = nn.Parameter(0.02 * torch.randn(len(PLANES), shape.embedding))
         self.embed1, self.embed2 = nn.Linear(64, shape.embedding), nn.Linear(shape.embedding, shape.embedding)
 
@@ -203,4 +220,5 @@ class Compact(SliceFixer):
             seen = torch.cat((values.clamp(-1.0, 1.0), (UNEXPLAINED * unexplained).clamp(-1.0, 1.0)), 1)
         latent, inputs = self.encoder(F.pixel_unshuffle(seen, self.shape.patch))
         noise = self.unet(latent, F.silu(self.embedding(plane, height)), context)
-        return middle + F.pixel_shuffle(self.decoder(self.of_latent * latent - self.of_noise * noise, inputs), self.shape.patch)
+        change = F.pixel_shuffle(self.decoder(self.of_latent * latent - self.of_noise * noise, inputs), self.shape.patch)
+        return middle + without_local_mean(change.float(), self.taps)

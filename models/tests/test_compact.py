@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slicefixer import export as exporting
-from slicefixer.compact import PROJECTION, Compact, CompactShape
+from slicefixer.compact import PROJECTION, Compact, CompactShape, without_local_mean
 from slicefixer.model import ANATOMIES, Scan, anatomy_index
 from slicefixer.optimiser import Optimiser
 from slicefixer.window import HuWindow
@@ -37,6 +37,19 @@ def test_an_untrained_model_changes_nothing_not_even_outside_the_window():
     middle = slices[:, model.neighbours : model.neighbours + 1]
     middle[0, 0, 3, 4] = 1.7
     assert torch.equal(model(slices, scan, plane, height), middle)
+
+
+def test_a_repair_leaves_the_mean_about_each_pixel():
+    taps = Compact(SMALL).taps
+    random = torch.Generator().manual_seed(7)
+    # The same everywhere, at the border too: nothing is left.
+    flat = without_local_mean(torch.full((2, 1, 40, 24), 0.3), taps)
+    assert flat.abs().max() < 1e-6
+    # A long wave is all but gone, noise stays: its mean over some 2 pi 12^2 pixels is 3 % of it, more at the border.
+    wave = torch.cos(torch.arange(256.0) * (2 * torch.pi / 256)).expand(1, 1, 256, 256)
+    assert without_local_mean(wave, taps)[..., 64:-64, 64:-64].abs().max() < 0.1
+    noise = torch.randn(1, 1, 256, 256, generator=random)
+    torch.testing.assert_close(without_local_mean(noise, taps).std(), noise.std(), atol=0, rtol=0.01)
 
 
 def test_repair_is_deterministic_and_does_not_mix_the_slices_of_a_batch():
