@@ -24,10 +24,10 @@ pub(super) struct Options {
     /// How often the volume is repaired [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     repairs: Option<u32>,
-    /// Share of the iterations before the first repair [default: 0.5]
+    /// Share of the iterations before the first repair [default: 0.8]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     repair_from: Option<f64>,
-    /// Weight of the similarity to the repaired volume (lambda) [default: 0.5]
+    /// Weight of the similarity to the repaired volume (lambda) [default: 4]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     repair_weight: Option<f64>,
     /// The similarity counts in every so-manieth iteration (tau) [default: 1]
@@ -36,7 +36,7 @@ pub(super) struct Options {
     /// Hold the volume to the repaired one by the modulus of their difference, not by similarity (for comparison)
     #[arg(long)]
     repair_modulus: bool,
-    /// Planes to repair along; several are averaged [default: axial,coronal,sagittal]
+    /// Planes to repair along; several are averaged [default: all that the model knows]
     #[arg(long, value_name = "PLANE,...", value_delimiter = ',', value_parser = plane)]
     repair_planes: Vec<Plane>,
     /// Execution provider: any, tensorrt, tensorrt-rtx, cuda or cpu; one that is named runs, or nothing does [default: any]
