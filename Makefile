@@ -106,7 +106,7 @@ bench-peers: .venv-peers/ready
 	$(MAKE) bench
 
 .venv-methods/ready:
-	$(PYTHON) -m venv .venv-methods && .venv-methods/bin/pip install --quiet --disable-pip-version-check numpy matplotlib && touch .venv-methods/ready
+	$(PYTHON) -m venv .venv-methods && .venv-methods/bin/pip install --quiet --disable-pip-version-check numpy matplotlib nibabel && touch .venv-methods/ready
 
 methods: build .venv-methods/ready
 	.venv-methods/bin/python scripts/methods.py $(CT) -o $(if $(OUT),$(OUT),methods) --views $(if $(VIEWS),$(VIEWS),36,24,12) \

@@ -8,7 +8,7 @@ Every volume is simulated with `diffnr simulate`, reconstructed with every metho
 `diffnr evaluate` (chests with the lungs' Dice and average surface distance). A representation's name may be followed by what SliceFixer does:
 field+slice-fixer (its reference supervises the optimisation by similarity), field+modulus (by the modulus of the difference), field+repair
 (post-processing: the field's volume repaired, the end). Writes OUT/table.md, OUT/table.json, and for every volume, number of views and photons a contact sheet of middle
-slices (OUT/*_slices.png) and a curve (OUT/*_seconds.png). Needs the release build of diffnr, numpy and matplotlib. Scans and
+slices (OUT/*_slices.png) and a curve (OUT/*_seconds.png). Needs the release build of diffnr, numpy, matplotlib and nibabel. Scans and
 reconstructions that are there already are kept: an interrupted run goes on where it stopped.
 """
 
@@ -19,6 +19,7 @@ import subprocess
 import sys
 
 import matplotlib
+import nibabel
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -40,10 +41,11 @@ def reconstruct(scan: pathlib.Path, method: str, anatomy: str, photons: str, res
     name, _, how = method.partition("+")
     told = ["--photons", photons] if name in ("gaussians", "field") else []
     if how == "repair":
-        before = json.loads(result.with_name(result.name.replace(method, name)).with_suffix(".json").read_text())
-        run = diffnr("repair", str(result.with_name(result.name.replace(method, name))), "--scan", str(scan), "-o", str(result), "--anatomy", anatomy, *told)
+        volume = result.with_name(result.name.replace(method, name))
+        before = json.loads(volume.with_name(volume.name.replace(".nii.gz", ".json")).read_text())
+        run = diffnr("repair", str(volume), "--scan", str(scan), "-o", str(result), "--anatomy", anatomy, *told)
         return {**run, "total_s": before["total_s"] + run["seconds"]["repair"], "curve": [], "peak_memory_bytes": before["peak_memory_bytes"]}
-    trace = result.with_suffix(".trace.json")
+    trace = result.with_name(result.name.replace(".nii.gz", ".trace.json"))
     if how:
         told += ["--slice-fixer", "shipped", "--anatomy", anatomy, *more, *(["--repair-modulus"] if how == "modulus" else [])]
     run = diffnr("reconstruct", str(scan), "--method", name, "-o", str(result), "--device", "cpu", "--trace", str(trace), *told)
@@ -55,7 +57,7 @@ def number(value: float | None, digits: int) -> str:
 
 
 def slices(volume: np.ndarray) -> list[np.ndarray]:
-    """Middle axial, coronal and sagittal slice of an array [x, y, z], as they are hung: anterior and head up."""
+    """Middle axial, coronal and sagittal slice of an array [x, y, z] in HU, as they are hung: anterior and head up."""
     x, y, z = (count // 2 for count in volume.shape)
     return [volume[:, ::-1, z].T, volume[:, y, ::-1].T, volume[x, :, ::-1].T]
 
@@ -64,8 +66,7 @@ def draw_slices(path: pathlib.Path, title: str, panels: list[tuple[str, np.ndarr
     figure, axes = plt.subplots(3, len(panels), figsize=(2.6 * len(panels), 8.2), squeeze=False)
     for column, (caption, volume) in enumerate(panels):
         for row, image in enumerate(slices(volume)):
-            # 0 to 0.8 of the scene's values: -1000 to 600 HU.
-            axes[row][column].imshow(image, cmap="gray", vmin=0.0, vmax=0.8, interpolation="nearest")
+            axes[row][column].imshow(image, cmap="gray", vmin=-1000, vmax=600, interpolation="nearest")
             axes[row][column].set_axis_off()
         axes[0][column].set_title(caption, fontsize=8)
     figure.suptitle(title, fontsize=9)
@@ -111,10 +112,10 @@ def main() -> None:
                         noise = ["--noise-free"] if photons == "inf" else ["--photons", photons]
                         diffnr("simulate", str(volume), "-o", str(scan), "--views", views, "--voxels", voxels,
                                "--detector", f"{voxels}x{voxels}", "--force", *noise)
-                    panels, curves = [("ground truth", np.load(scan / "vol_gt.npy"))], []
+                    panels, curves = [("ground truth", 2000 * np.load(scan / "vol_gt.npy") - 1000)], []
                     for method in options.methods.split(","):
-                        result = options.out / f"{label}_{method}.npy"
-                        answer = result.with_suffix(".json")
+                        result = options.out / f"{label}_{method}.nii.gz"
+                        answer = options.out / f"{label}_{method}.json"
                         if not answer.exists():
                             answer.write_text(json.dumps(reconstruct(scan, method, name.partition("_")[0], photons, result, options.repair.split())))
                         run = json.loads(answer.read_text())
@@ -128,7 +129,7 @@ def main() -> None:
                         print(f"{label:34} {method:21} {row['psnr_db']:6.2f} dB  SSIM {row['ssim']:.3f}  {row['seconds']:7.2f} s  "
                               f"{row['peak_mib']:5.0f} MiB", flush=True)
                         panels.append((f"{method}\n{row['psnr_db']:.2f} dB, SSIM {row['ssim']:.3f}, {row['seconds']:.1f} s",
-                                       np.load(result)))
+                                       np.asarray(nibabel.load(result).dataobj)))
                         curves.append((method, run["curve"]))
                     title = f"{name}, {views} views, {photons} photons, {voxels}^3"
                     draw_slices(options.out / f"{label}_slices.png", title, panels)
