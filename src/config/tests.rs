@@ -115,7 +115,7 @@ fn refusals_name_field_value_and_what_to_change() {
         ),
         ("[slice_fixer]\nrepairs = 0", ["slice_fixer.repairs = 0", "between 1 and"]),
         ("[slice_fixer]\nrepair_from = 1.0", ["slice_fixer.repair_from = 1", "between 0 and"]),
-        ("[slice_fixer]\nweight = 0.0", ["slice_fixer.weight = 0", "default 0.5"]),
+        ("[slice_fixer]\nweight = 0.0", ["slice_fixer.weight = 0", "default 4"]),
         ("[slice_fixer]\nevery = 0", ["slice_fixer.every = 0", "between 1 and"]),
         ("[slice_fixer]\nmodulus = \"perhaps\"", ["modulus", "correct the value's type"]),
         (

@@ -111,7 +111,7 @@ fn error(volume: &[f32]) -> f64 {
 #[test]
 fn a_good_reference_makes_a_better_volume_and_the_result_is_not_the_reference() {
     // Six iterations with the reference: firmly, so that so few show it.
-    let augment = AugmentSettings { repairs: 2, weight: 10.0, ..Default::default() };
+    let augment = AugmentSettings { first: 0.5, repairs: 2, weight: 10.0, ..Default::default() };
     let (without, with) = (run(None, None, None, 1), run(Some(augment), Some(truth()), None, 1));
     assert!(error(&with.volume) < 0.6 * error(&without.volume), "{} {}", error(&with.volume), error(&without.volume));
     assert_ne!(with.volume, truth());
