@@ -181,7 +181,8 @@ fn nothing_is_allocated_on_the_frame_path_and_the_plan_lists_what_was_allocated_
     let Some(onnxruntime) = onnx_runtime() else { return };
     // ONNX Runtime's own memory is not counted: it does not come from this program's allocator.
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/repair");
-    let slice_fixer = format!("[slice_fixer]\nmodel = {model:?}\nonnxruntime = {onnxruntime:?}\nrepairs = 2");
+    let slice_fixer =
+        format!("[slice_fixer]\nmodel = {model:?}\nonnxruntime = {onnxruntime:?}\nrepairs = 2\nrepair_from = 0.5");
     let reconstruct = "method = \"gaussians\"\niterations = 6\nearly_iterations = 2\npublish_every = 2";
     two_scans(&format!("{reconstruct}\n{slice_fixer}"), [48, 44, 40]);
 }

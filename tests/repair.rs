@@ -209,7 +209,18 @@ fn a_reconstruction_is_held_to_the_slices_repaired_on_its_way() {
     let (without, told, _) = reconstructed(&case, &[]);
     assert!(told["slice_fixer"].is_null());
     assert_eq!(without, reconstructed(&case, &["--slice-fixer", "none"]).0);
-    let with = ["--slice-fixer", &models, "--anatomy", "thorax", "--repairs", "2", "--repair-weight", "2"];
+    let with = [
+        "--slice-fixer",
+        &models,
+        "--anatomy",
+        "thorax",
+        "--repairs",
+        "2",
+        "--repair-from",
+        "0.5",
+        "--repair-weight",
+        "2",
+    ];
     let (volume, told, words) = reconstructed(&case, &with);
     let fixed = &told["slice_fixer"];
     let numbers = ["repairs", "repairs_failed", "slices"].map(|name| fixed[name].as_u64());
@@ -243,7 +254,8 @@ fn a_model_whose_output_is_no_number_leaves_the_reconstruction_as_it_is_without(
     let manifest = std::fs::read_to_string(from.join("manifest.toml")).unwrap();
     let manifest = manifest.replace(&hash(&from.join("repair.onnx")), &hash(&broken.join("repair.onnx")));
     std::fs::write(broken.join("manifest.toml"), manifest).unwrap();
-    let (volume, told, words) = reconstructed(&case, &["--slice-fixer", "broken", "--repairs", "3"]);
+    let (volume, told, words) =
+        reconstructed(&case, &["--slice-fixer", "broken", "--repairs", "3", "--repair-from", "0.5"]);
     let numbers = ["repairs", "repairs_failed"].map(|name| told["slice_fixer"][name].as_u64());
     assert_eq!(numbers, [Some(0), Some(3)], "{told}");
     assert!(words.contains("3 of 3 repairs failed") && words.contains("not finite"), "{words}");

@@ -75,7 +75,7 @@ const REPAIRS: [&str; 3] = ["repairs", "repairs_planned", "repairs_failed"];
 fn a_scan_is_repaired_on_its_way_and_its_volume_is_the_offline_one_bit_for_bit() {
     let Some(onnxruntime) = onnx_runtime() else { return };
     let model = test_model();
-    let keys = "anatomy = \"thorax\"\nrepairs = 2\nweight = 2.0\nevery = 2\nprovider = \"cpu\"";
+    let keys = "anatomy = \"thorax\"\nrepairs = 2\nrepair_from = 0.5\nweight = 2.0\nevery = 2\nprovider = \"cpu\"";
     let room = Room::new(&settings("iterations = 8\nearly_iterations = 0", &model, &onnxruntime, keys));
     let daemon = room.serve(&["--json"]);
     replay(&room);
@@ -86,7 +86,8 @@ fn a_scan_is_repaired_on_its_way_and_its_volume_is_the_offline_one_bit_for_bit()
     let manifest = std::fs::read_to_string(model.join("manifest.toml")).unwrap();
     let hash = volume["model_hash"].as_str().unwrap();
     assert!(hash.len() == 64 && manifest.contains(hash), "{hash}");
-    let options = ["--iterations", "8", "--anatomy", "thorax", "--repairs", "2", "--repair-weight", "2"];
+    let options =
+        ["--iterations", "8", "--anatomy", "thorax", "--repairs", "2", "--repair-from", "0.5", "--repair-weight", "2"];
     let model = ["--repair-every", "2", "--slice-fixer", model.to_str().unwrap()];
     assert_eq!(streamed, offline(&room, &onnxruntime, &[&options[..], &model].concat()));
     assert_ne!(streamed, offline(&room, &onnxruntime, &["--iterations", "8"]));
@@ -157,7 +158,7 @@ fn goes_on_without(graph: &str, keys: &str, counter: &str, words: &str) {
     let room = Room::new("");
     let model = broken_model(&room, graph);
     let reconstruct = "iterations = 8\nearly_iterations = 0";
-    room.settings(&settings(reconstruct, &model, &onnxruntime, &format!("repairs = 2\n{keys}")));
+    room.settings(&settings(reconstruct, &model, &onnxruntime, &format!("repairs = 2\nrepair_from = 0.5\n{keys}")));
     let daemon = room.serve(&["--json"]);
     replay(&room);
     let (volume, streamed) = last_volume(&room);
@@ -198,7 +199,7 @@ fn the_next_scan_and_a_stop_end_a_repair_that_stalls() {
     let room = Room::new("");
     let model = broken_model(&room, "stall.onnx");
     // The rehearsal takes as long; the rest of the test must not.
-    let (reconstruct, deadline) = ("iterations = 8\nearly_iterations = 0", "deadline_s = 6.0");
+    let (reconstruct, deadline) = ("iterations = 8\nearly_iterations = 0", "repair_from = 0.5\ndeadline_s = 6.0");
     room.settings(&settings(reconstruct, &model, &onnxruntime, deadline));
     let daemon = room.serve(&["--json"]);
     for scan in 1..=2 {
@@ -220,7 +221,12 @@ fn the_plan_says_when_what_is_repaired_and_what_that_takes() {
     let model = test_model();
     let plan = |reconstruct: &str, more: &[&str]| {
         // No ONNX Runtime is needed for this: the manifest says all.
-        let text = settings(reconstruct, &model, Path::new("."), "repairs = 2\nplanes = [\"axial\", \"coronal\"]");
+        let text = settings(
+            reconstruct,
+            &model,
+            Path::new("."),
+            "repairs = 2\nrepair_from = 0.5\nplanes = [\"axial\", \"coronal\"]",
+        );
         room.settings(&text.replace("onnxruntime = \".\"", ""));
         run(diffnr().args(["plan", "--config"]).arg(room.path("gantry.toml")).args(more))
     };
