@@ -8,7 +8,7 @@ class Optimiser:
     """Muon (Jordan 2024) on every convolution and linear layer, AdamW on biases, tables and what has few rows or columns.
 
     A gradient's directions all get the same length, so that the few that dominate at first, those of a volume's own values, do not hide
-    those of what is unexplained: 300 steps come as far as 1450 of AdamW alone, each 12 % longer.
+    those of what is unexplained: 300 steps come as far as 1450 of AdamW alone; an eighth of a step is its own.
     """
 
     def __init__(self, model: nn.Module, rate: float):
