@@ -7,6 +7,7 @@ import torch
 
 from slicefixer import export as exporting
 from slicefixer.compact import PROJECTION, Compact, CompactShape, without_local_mean
+from slicefixer.losses import repair_loss
 from slicefixer.model import ANATOMIES, Scan, anatomy_index
 from slicefixer.optimiser import Optimiser
 from slicefixer.window import HuWindow
@@ -119,6 +120,22 @@ def test_no_graph_tells_where_it_was_made():
             assert word not in text, word
         assert {opset.version for opset in proto.opset_import if opset.domain == ""} == {18}
         assert all(opset.domain == "" for opset in proto.opset_import)
+
+
+def test_a_change_where_the_scan_says_nothing_is_an_error_like_any_other():
+    random = torch.Generator().manual_seed(3)
+    target = 0.2 * torch.randn(1, 1, 32, 32, generator=random)
+    given, inside = target + 0.02 * torch.randn(target.shape, generator=random), torch.zeros_like(target)
+    inside[..., :16] = 1.0
+    repaired = torch.where(inside > 0, target, given)
+    best, gain_db, _ = repair_loss(repaired, given, target, inside, 0.0)
+    assert gain_db > 15
+    # As far from the truth outside as before: no change, no error, whatever the truth is there (similarity aside, whose windows look across).
+    assert repair_loss(repaired, given, target + 5 * (1 - inside), inside, 0.0)[0] == best
+    # As many pixels on either side, so the same change is the same error.
+    change = 0.3 * torch.ones_like(target)
+    outside, within = (repair_loss(repaired + change * side, given, target, inside, 0.0)[0].item() for side in (1 - inside, inside))
+    assert outside > best.item() + 1.0 and abs(outside - within) < 1e-5
 
 
 def test_a_step_moves_every_parameter_by_about_the_rate():
