@@ -82,6 +82,23 @@ def test_a_plane_is_taken_apart_and_put_together_again(folder, plane):
     np.testing.assert_allclose(repair_volume(Unchanged(), shard, "cpu", (plane,)), shard.degraded, atol=0.01)
 
 
+def test_a_validation_says_what_a_model_does_where_the_scan_says_nothing(folder):
+    class Sink:
+        neighbours, unexplained, window = 1, False, HuWindow()
+
+        def condition(self, scan):
+            return scan
+
+        def repair(self, slices, context, plane, height):
+            # The first two slices of 32 are not measured.
+            return slices[:, 1:2] + 2.0 * (height < 2 / 32)[:, None, None, None]
+
+    table = validate(Sink(), data.shards(folder, "train")[:1])
+    row = table.rows[0]
+    assert abs(row.changed_outside_hu - (Sink.window.high - Sink.window.low)) < 0.1 and abs(table.mean_gain_db()) < 1e-3
+    assert f"changed by {Sink.window.high - Sink.window.low:.0f} HU at most" in table.markdown()
+
+
 def test_batches_depend_on_seed_and_step_alone(folder):
     training = data.shards(folder, "train")
     # Slices of different planes differ in size here, and cannot be one batch.
