@@ -55,8 +55,8 @@ def repair_loss(
     dissimilarity that is left.
 
     In plain mean squares one slice of FDK from 12 views weighs as much as a hundred of a representation, and a network learns nothing else.
-    Where the scan says nothing, any change counts as an error: were it free, a network that may not change a neighbourhood's mean would leave there what it
-    adds inside, thousands of HU.
+    Where the scan says nothing, any change counts as an error: where it was free, a network that may not change a neighbourhood's mean left thousands
+    of HU there, at the price of nothing.
     """
     square, dissimilarity = errors(repaired, target, inside)
     square = square + changed_outside(repaired, given, inside)
