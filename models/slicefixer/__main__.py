@@ -33,6 +33,7 @@ def arguments() -> argparse.ArgumentParser:
     learn.add_argument("--shape", choices=SHAPES, help="of the compact model [usual]")
     learn.add_argument("--enlarge", type=int, help="sd-turbo: slices are enlarged so many times, 512 pixels are what it knows [2]")
     learn.add_argument("--minutes", type=float, help="stop after so long; the same command goes on later")
+    learn.add_argument("--begin", type=Path, metavar="CHECKPOINT", help="compact: begin with the weights of an ended training, its rate anew")
     for name, (kind, usual) in options_of_models().items():
         learn.add_argument("--" + name.replace("_", "-"), type=kind, help=usual)
     learn.add_argument("--all-planes", action="store_true", help="compact: learn coronal and sagittal slices too")
@@ -80,7 +81,7 @@ def train_sd_turbo(given: argparse.Namespace, say) -> Path:
     from . import sd_turbo_train
     from .sd_turbo import SdTurboShape
 
-    for option in ("shape", "no_conditioning", "no_unexplained", "all_planes"):
+    for option in ("shape", "begin", "no_conditioning", "no_unexplained", "all_planes"):
         if getattr(given, option):
             raise data.DataError(f"--{option.replace('_', '-')} is no option of --model sd-turbo")
     if given.weights is None:
@@ -102,7 +103,7 @@ def run(given: argparse.Namespace) -> None:
                     raise data.DataError(f"--{option} is no option of --model compact")
             chosen_so = {"skips": not given.no_skips, "conditioned": not given.no_conditioning, "unexplained": not given.no_unexplained}
             shape = SHAPES[given.shape or "usual"].as_dict() | chosen_so | ({"planes": len(PLANES)} if given.all_planes else {})
-            path = train(given.pairs, given.out, CompactShape.from_dict(shape), chosen(Options, given), given.device, given.minutes, say)
+            path = train(given.pairs, given.out, CompactShape.from_dict(shape), chosen(Options, given), given.device, given.minutes, say, given.begin)
         print(f"wrote {path}")
     elif given.command == "validate":
         model = model_of(load(given.checkpoint), given.weights).to(given.device)

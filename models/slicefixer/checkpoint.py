@@ -23,6 +23,8 @@ class Checkpoint:
     history: list
     # Of this package, when the training began.
     commit: str = "unknown"
+    # Steps of the trainings whose weights it began with.
+    before: int = 0
 
     def save(self, path: Path) -> None:
         beside = path.with_suffix(".partial")

@@ -200,7 +200,7 @@ def export(checkpoint: Path, out: Path, weights: Path | None = None) -> list[Pat
         onnx.save(proto, path)
         files[role] = (path, proto)
     options = {key: value for key, value in trained.options.items() if key in ("seed", "batch", "rate", "ssim_weight", "losses")}
-    training = {"commit": trained.commit, "steps": trained.step, **options, "parameters": parameters, "torch": torch.__version__.split("+")[0]}
+    training = {"commit": trained.commit, "steps": trained.before + trained.step, **options, "parameters": parameters, "torch": torch.__version__.split("+")[0]}
     path = out / "manifest.toml"
     path.write_text(manifest(name, model, files, training))
     return [*(path for path, _ in files.values()), path]

@@ -37,10 +37,12 @@ def rate_at(options: Options, step: int) -> float:
     return rise * max(fall, 0.01)
 
 
-def train(folder: Path, out: Path, shape: CompactShape, options: Options, device: str, minutes: float | None = None, say=print) -> Path:
+def train(
+    folder: Path, out: Path, shape: CompactShape, options: Options, device: str, minutes: float | None = None, say=print, begin: Path | None = None
+) -> Path:
     """Trains until `options.steps` are done, or for `minutes`; returns the checkpoint's path.
 
-    An existing checkpoint in `out` is gone on from; other options than its own are refused, for the rate's schedule would have a break.
+    `begin`: checkpoint of an ended training, whose (averaged) weights this one begins with; the rate and all else begin anew. An existing checkpoint in `out` is gone on from; other options than its own are refused, for the rate's schedule would have a break.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "checkpoint.pt"
@@ -49,26 +51,30 @@ def train(folder: Path, out: Path, shape: CompactShape, options: Options, device
     model = Compact(shape).to(device, memory_format=torch.channels_last)
     optimiser = Optimiser(model, options.rate)
     averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(1.0 - 1.0 / options.average))
-    step, history, commit = 0, [], commit_here()
+    step, history, commit, steps_before = 0, [], commit_here(), 0
     if path.exists():
         before = load(path)
-        asked = {"shape": shape.as_dict(), "options": asdict(options)}
-        for name, ours, theirs in (("shape", asked["shape"], before.shape), ("options", asked["options"], before.options)):
-            differing = [key for key in ours if list_or(ours[key]) != list_or(theirs.get(key)) and key not in ("every_s", "validate_every")]
-            if differing:
-                raise data.DataError(f"{path}: was trained with other {name}: {', '.join(differing)}; give the same, or another folder")
+        refuse_others(path, "shape", shape.as_dict(), before.shape)
+        refuse_others(path, "options", asdict(options), before.options)
         model.load_state_dict(before.weights)
         averaged.module.load_state_dict(before.averaged)
         averaged.n_averaged.fill_(before.step)
         optimiser.load_state_dict(before.optimiser)
-        step, history, commit = before.step, before.history, before.commit
+        step, history, commit, steps_before = before.step, before.history, before.commit, before.before
         say(f"going on from step {step}")
+    elif begin is not None:
+        before = load(begin)
+        refuse_others(begin, "shape", shape.as_dict(), before.shape)
+        model.load_state_dict(before.averaged)
+        averaged.module.load_state_dict(before.averaged)
+        steps_before = before.before + before.step
+        say(f"beginning with the weights of {begin}, after {steps_before} steps")
     training, validation = data.shards(folder, "train"), data.shards(folder, "validation")
     say(f"{len(training)} shards to learn from, {len(validation)} to validate; {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {device}")
     sampler = data.Sampler(training, model, options.batch, options.seed, options.others)
 
     def save() -> None:
-        Checkpoint("compact", shape.as_dict(), averaged.module.state_dict(), model.state_dict(), optimiser.state_dict(), step, asdict(options), history, commit).save(path)
+        Checkpoint("compact", shape.as_dict(), averaged.module.state_dict(), model.state_dict(), optimiser.state_dict(), step, asdict(options), history, commit, steps_before).save(path)
 
     halved = bfloat16_is_faster(device)
     began = saved = time.monotonic()
@@ -105,6 +111,13 @@ def train(folder: Path, out: Path, shape: CompactShape, options: Options, device
             saved = time.monotonic()
     save()
     return path
+
+
+def refuse_others(path: Path, name: str, ours: dict, theirs: dict) -> None:
+    """Refuses the checkpoint at `path` where its shape or options (`name`) are not those asked for."""
+    differing = [key for key in ours if list_or(ours[key]) != list_or(theirs.get(key)) and key not in ("every_s", "validate_every")]
+    if differing:
+        raise data.DataError(f"{path}: was trained with other {name}: {', '.join(differing)}; give the same, or another folder")
 
 
 def bfloat16_is_faster(device: str) -> bool:
