@@ -173,6 +173,24 @@ def test_training_goes_on_where_it_stopped_learns_and_refuses_other_options(fold
         train(folder, tmp_path / "whole", SMALL, Options(steps=80, batch=4, rate=1e-3, average=10), "cpu", say=said.append)
 
 
+def test_a_training_may_begin_with_the_weights_of_another(folder, tmp_path):
+    for path in (folder / "train").rglob("*.safetensors"):
+        cube(path)
+    options = Options(steps=3, batch=2, average=10, validate_every=0)
+    first = train(folder, tmp_path / "first", SMALL, options, "cpu", say=[].append)
+    # Nothing learnt yet: what is there is what it began with.
+    second = load(train(folder, tmp_path / "second", SMALL, Options(steps=4, batch=2), "cpu", minutes=0.0, say=[].append, begin=first))
+    assert (second.step, second.before) == (0, 3)
+    for name, values in load(first).averaged.items():
+        assert torch.equal(values, second.weights[name]) and torch.equal(values, second.averaged[name]), name
+    # Its own checkpoint comes first when it goes on, and the steps before are counted once.
+    on = load(train(folder, tmp_path / "second", SMALL, Options(steps=4, batch=2), "cpu", say=[].append, begin=first))
+    assert (on.step, on.before) == (4, 3)
+    other = CompactShape.from_dict(SMALL.as_dict() | {"skips": False})
+    with pytest.raises(data.DataError, match="first/checkpoint.pt: was trained with other shape: skips"):
+        train(folder, tmp_path / "third", other, options, "cpu", say=[].append, begin=first)
+
+
 def cube(path):
     from safetensors import safe_open
 

@@ -129,7 +129,7 @@ fn refusals_name_field_value_and_what_to_change() {
         ("[slice_fixer]\ndeadline_s = 0.0", ["slice_fixer.deadline_s = 0", "between 0.01 and"]),
         (
             "[reconstruct]\nmethod = \"field\"\niterations = 1\n[slice_fixer]\nmodel = \"shipped\"",
-            ["slice_fixer.repair_from = 0.8", "reconstruct.iterations = 1"],
+            ["slice_fixer.repair_from = 0.9", "reconstruct.iterations = 1"],
         ),
         ("[compute]\nthreads = \"many\"", ["many", "correct the value's type"]),
     ] {

@@ -24,7 +24,7 @@ pub(super) struct Options {
     /// How often the volume is repaired [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     repairs: Option<u32>,
-    /// Share of the iterations before the first repair [default: 0.8]
+    /// Share of the iterations before the first repair [default: 0.9]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     repair_from: Option<f64>,
     /// Weight of the similarity to the repaired volume (lambda) [default: 4]

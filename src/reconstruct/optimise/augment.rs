@@ -36,8 +36,9 @@ pub struct AugmentSettings {
 
 impl Default for AugmentSettings {
     fn default() -> Self {
-        // Late and firmly: a reference has to be better than what the run comes to by itself (docs/methods.md; the paper repairs from the middle on).
-        Self { first: 0.8, repairs: 1, weight: 4.0, every: 1, axes: [1.0; 3], data_range_per_mm: 0.06, modulus: false }
+        // Late and firmly: what is held to its repair gains little of itself any more, so that a repair has to be better than what the run would come to
+        // (docs/methods.md; the paper repairs from the middle on).
+        Self { first: 0.9, repairs: 1, weight: 4.0, every: 1, axes: [1.0; 3], data_range_per_mm: 0.06, modulus: false }
     }
 }
 

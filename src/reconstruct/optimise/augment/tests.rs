@@ -197,7 +197,7 @@ fn an_early_start_is_not_repaired_and_its_iterations_count_in_the_plan() {
 fn a_repair_that_fails_leaves_the_run_as_it_is_without_one() {
     let without = run(None, None, None, 1);
     for why in [NotRepaired::Output, NotRepaired::Late, NotRepaired::Session] {
-        let augment = AugmentSettings { repairs: 2, ..Default::default() };
+        let augment = AugmentSettings { first: 0.5, repairs: 2, ..Default::default() };
         let with = run(Some(augment), None, Some(why), 1);
         assert_eq!(with.volume, without.volume);
         let repairs = with.repairs.unwrap();
@@ -209,7 +209,7 @@ fn a_repair_that_fails_leaves_the_run_as_it_is_without_one() {
 #[test]
 fn the_bits_do_not_depend_on_threads_and_every_other_iteration_counts_twice() {
     for modulus in [false, true] {
-        let augment = AugmentSettings { modulus, ..Default::default() };
+        let augment = AugmentSettings { first: 0.5, modulus, ..Default::default() };
         let [one, two] = [1, 2].map(|threads| run(Some(augment), Some(truth()), None, threads).volume);
         assert_eq!(one, two);
         let seldom = run(Some(AugmentSettings { every: 2, ..augment }), Some(truth()), None, 1).volume;
