@@ -11,12 +11,15 @@
 #                                  all methods on these volumes: table, PSNR against seconds, slices side by side
 #   make engines [MODEL=models]    whether TensorRT-RTX builds engines of a SliceFixer model; needs no GPU (installs tensorrt_rtx_cu13 into .venv-engines)
 #   make test-models              the tests of models/ (SliceFixer's Python package), where PyTorch is installed
+#   make test-kernels             the CUDA kernels on the CPU: the executor's own tests and conformance, under AddressSanitizer and UBSan; needs no GPU
+#   make kernels                  compiles kernels/*.cu for GPUs into kernels/prebuilt (installs NVIDIA's compiler into .venv-nvcc; needs no GPU)
+#   make check-kernels            the same into another folder: whether the bytes are those in kernels/prebuilt
 #   make fuzz SECONDS=600          mutational fuzzing of every parser of outside bytes
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build bridge onnxruntime demo test test-rust test-release test-loom test-models engines lint bench bench-peers methods fuzz clean
+.PHONY: help build bridge onnxruntime demo test test-rust test-release test-loom test-kernels test-models kernels check-kernels engines lint bench bench-peers methods fuzz clean
 
 CARGO ?= cargo
 PYTHON ?= python3
@@ -50,7 +53,7 @@ $(ONNXRUNTIME_READY):
 	mv .onnxruntime/wheel/onnxruntime/capi/libonnxruntime*.so* .onnxruntime/
 	rm -rf .onnxruntime/venv .onnxruntime/wheel && touch $@
 
-test: test-rust test-release test-loom test-models
+test: test-rust test-release test-loom test-kernels test-models
 
 test-rust: bridge
 	$(MAKE) .venv/ready || echo "SKIPPED: Python references (no virtual environment could be made)"
@@ -66,6 +69,44 @@ test-release: bridge
 # Every interleaving of the frame ring and the volume slots, within loom's bounds.
 test-loom:
 	RUSTFLAGS="--cfg loom" $(CARGO) test -p firmware-bridge --release --locked --target-dir target/loom --test loom
+
+# tests/conformance builds the executor with the same flags, but for the sanitizers. Rust's test program is not instrumented itself, so
+# that AddressSanitizer must be there before it; what it holds of memory when it ends is not the kernels' leak.
+KERNEL_FLAGS := -std=c++17 -g1 -pthread -ffp-contract=off -Wall -Wextra -Werror -Wno-unknown-pragmas
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
+KERNEL_TESTS := $(CURDIR)/target/kernels
+
+test-kernels:
+	@if ! command -v $(CXX) >/dev/null; then echo "SKIPPED: the kernels on the CPU (no C++ compiler; install g++ or set CXX)"; exit 0; fi; \
+	mkdir -p $(KERNEL_TESTS); set -x; \
+	$(CXX) $(KERNEL_FLAGS) -O2 kernels/host/self_test.cpp -o $(KERNEL_TESTS)/self_test; \
+	$(KERNEL_TESTS)/self_test; \
+	$(CXX) $(KERNEL_FLAGS) -O1 $(SANITIZE) -DEXECUTOR_UCONTEXT kernels/host/self_test.cpp -o $(KERNEL_TESTS)/self_test_ucontext; \
+	$(KERNEL_TESTS)/self_test_ucontext; \
+	$(CXX) $(KERNEL_FLAGS) -O1 $(SANITIZE) kernels/host/self_test.cpp -o $(KERNEL_TESTS)/self_test_sanitized; \
+	$(KERNEL_TESTS)/self_test_sanitized; \
+	$(CXX) $(KERNEL_FLAGS) -O1 $(SANITIZE) -fPIC -shared kernels/host/library.cpp -o $(KERNEL_TESTS)/sanitized.so; \
+	DIFFNR_KERNEL_EXECUTOR=$(KERNEL_TESTS)/sanitized.so ASAN_OPTIONS=detect_leaks=0 $(CARGO) test --locked --test conformance \
+	    --config "target.'cfg(all())'.runner = ['env', 'LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so)']"
+
+.venv-nvcc/ready:
+	$(PYTHON) -m venv .venv-nvcc && .venv-nvcc/bin/pip install --quiet --disable-pip-version-check "cuda-toolkit[nvcc,cccl]==13.0.*" && touch $@
+
+# Code for A100, H100 and H200, RTX 50; PTX for what comes between and after.
+NVCC_FLAGS := -std=c++17 -Xptxas -warn-spills -Werror all-warnings -fatbin --compress-mode=size \
+    -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_120,code=sm_120 \
+    -gencode arch=compute_90,code=compute_90
+IMAGES := kernels/prebuilt
+
+kernels: .venv-nvcc/ready
+	mkdir -p $(IMAGES) && rm -f $(IMAGES)/*
+	cd kernels; for kernel in *.cu; do \
+	    $(CURDIR)/.venv-nvcc/lib/python3*/site-packages/nvidia/cu13/bin/nvcc $(NVCC_FLAGS) $$kernel -o $(abspath $(IMAGES))/$${kernel%.cu}.fatbin; \
+	done; sha256sum *.cu *.cuh > $(abspath $(IMAGES))/sources.sha256
+
+check-kernels:
+	$(MAKE) kernels IMAGES=target/prebuilt
+	diff -r kernels/prebuilt target/prebuilt
 
 # PyTorch is some gigabytes: not installed for this.
 MODELS_PYTHON := $(if $(wildcard .venv-models/bin/python),$(CURDIR)/.venv-models/bin/python,$(PYTHON))
@@ -119,4 +160,4 @@ fuzz:
 clean:
 	$(CARGO) clean
 	$(MAKE) -C firmware-bridge clean
-	rm -rf demo .venv .onnxruntime .venv-peers .venv-methods .venv-engines
+	rm -rf demo .venv .onnxruntime .venv-peers .venv-methods .venv-engines .venv-nvcc

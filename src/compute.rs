@@ -1,10 +1,11 @@
-//! The operations: what reconstruction asks of a processor. One trait, carried out by [`cpu`] (and by CUDA later) under the
-//! same names. Knows nothing of frames, schedules or files.
+//! The operations: what reconstruction asks of a processor. One trait, carried out by [`cpu`]; [`cuda`] has some of them under the same
+//! names, on buffers that stay on the device. Knows nothing of frames, schedules or files.
 //!
 //! Orders of memory are those of [`crate::geometry`]: volumes `[x][y][z]`, projections `[view][row v][column u]`, float32.
 //! Every operation gives bit-identical results for any number of threads.
 
 pub mod cpu;
+pub mod cuda;
 pub mod experts;
 pub mod field;
 pub mod gaussians;

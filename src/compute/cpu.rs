@@ -202,7 +202,12 @@ impl Compute for CpuCompute {
 }
 
 /// Refuses a buffer of the wrong length.
-fn check_len(operation: &'static str, buffer: &'static str, given: usize, needed: usize) -> Result<(), ComputeError> {
+pub(super) fn check_len(
+    operation: &'static str,
+    buffer: &'static str,
+    given: usize,
+    needed: usize,
+) -> Result<(), ComputeError> {
     if given == needed { Ok(()) } else { Err(ComputeError::Shape { operation, buffer, given, needed }) }
 }
 

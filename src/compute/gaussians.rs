@@ -99,6 +99,12 @@ impl AdamStep {
     pub fn new(rate: f32, step: u32) -> Self {
         Self { rate, beta1: 0.9, beta2: 0.999, epsilon: 1e-15, step }
     }
+
+    /// The rate over `1 - beta1^step`, and `1 / (1 - beta2^step)`, which the second moment is multiplied by: the correction of the start.
+    pub(super) fn corrected(&self) -> (f32, f32) {
+        let power = |beta: f32| 1.0 - f64::from(beta).powf(f64::from(self.step.max(1)));
+        ((f64::from(self.rate) / power(self.beta1)) as f32, (1.0 / power(self.beta2)) as f32)
+    }
 }
 
 /// The operations of 3D Gaussians. Implementation: [`super::cpu::CpuCompute`].

@@ -41,6 +41,32 @@ impl TotalVariation {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Refuses an epsilon or a scale that is not positive, in the name of `operation`.
+    pub(super) fn check(&self, operation: &'static str) -> Result<(), ComputeError> {
+        let positive = |parameter, index, value: f32, requirement| {
+            if (value * value).is_normal() && value > 0.0 {
+                Ok(())
+            } else {
+                Err(ComputeError::Value { operation, parameter, index, value, requirement })
+            }
+        };
+        positive(
+            "epsilon",
+            0,
+            self.epsilon,
+            "must be finite and above 1e-18: the gradient divides by it where the volume is flat",
+        )?;
+        for (axis, &scale) in self.scale.iter().enumerate() {
+            positive(
+                "scale",
+                axis,
+                scale,
+                "must be finite and above 1e-18: smallest voxel edge over this axis' voxel edge",
+            )?;
+        }
+        Ok(())
+    }
 }
 
 /// The operations of total variation. Implementation: [`super::cpu::CpuCompute`].

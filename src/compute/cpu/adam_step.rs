@@ -30,12 +30,8 @@ pub(super) fn adam_step(
     check_len(OPERATION, "gradients", gradients.len(), n)?;
     check_len(OPERATION, "first", first.len(), n)?;
     check_len(OPERATION, "second", second.len(), n)?;
-    let power = |beta: f32| 1.0 - f64::from(beta).powf(f64::from(settings.step.max(1)));
-    let corrected = Corrected {
-        rate: (f64::from(settings.rate) / power(settings.beta1)) as f32,
-        root: (1.0 / power(settings.beta2)) as f32,
-        settings: *settings,
-    };
+    let (rate, root) = settings.corrected();
+    let corrected = Corrected { rate, root, settings: *settings };
     parameters
         .par_chunks_mut(TASK)
         .zip(gradients.par_chunks(TASK))

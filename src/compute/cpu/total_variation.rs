@@ -51,29 +51,7 @@ impl VariationCompute for CpuCompute {
 
 fn check(operation: &'static str, variation: &TotalVariation, volume: &[f32]) -> Result<(), ComputeError> {
     check_len(operation, "volume", volume.len(), variation.len())?;
-    let positive = |parameter, index, value: f32, requirement| {
-        if (value * value).is_normal() && value > 0.0 {
-            Ok(())
-        } else {
-            Err(ComputeError::Value { operation, parameter, index, value, requirement })
-        }
-    };
-    positive(
-        "epsilon",
-        0,
-        variation.epsilon,
-        "must be finite and above 1e-18: the gradient divides by it where the volume is flat",
-    )?;
-    let scales = variation.scale.iter().enumerate();
-    for (axis, &scale) in scales {
-        positive(
-            "scale",
-            axis,
-            scale,
-            "must be finite and above 1e-18: smallest voxel edge over this axis' voxel edge",
-        )?;
-    }
-    Ok(())
+    variation.check(operation)
 }
 
 /// One call.

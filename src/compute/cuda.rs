@@ -1,0 +1,53 @@
+//! The operations as CUDA kernels (`kernels/`), a file an operation under the names of [`super::cpu`].
+//!
+//! ```text
+//! operation (this module) ──▶ Launcher ──▶ executor: the same sources, compiled for the CPU, for tests (kernels/host)
+//! lengths, launch shape,                   (the driver of a GPU: not there yet)
+//! argument block
+//! ```
+//!
+//! Buffers are [`DeviceSlice`]s and stay on the device; operations are put in order on it and nothing is copied between them. What an
+//! operation needs of a geometry is uploaded once, when it is planned ([`ScanTable`], [`FilterTable`]). Launching allocates nothing.
+//!
+//! This is the layer below [`super::Compute`]: nothing of the runtime uses it yet.
+
+mod adam_step;
+mod back_project_fdk;
+mod back_project_matched;
+mod executor;
+mod filter_rows;
+mod forward_project;
+mod launcher;
+mod memory;
+mod sart;
+mod scan_table;
+mod sum;
+mod total_variation;
+mod weight_projections;
+
+pub use adam_step::adam_step;
+pub use back_project_fdk::back_project_fdk;
+pub use back_project_matched::back_project_matched;
+pub use executor::{Executor, Turns};
+pub use filter_rows::{FilterTable, filter_rows};
+pub use forward_project::forward_project;
+pub use launcher::{Arguments, LaunchShape, Launcher};
+pub use memory::{Arena, DeviceSlice};
+pub use sart::{apply_correction, descend, squared_distance, squared_norm, weigh_residual};
+pub use scan_table::{ScanTable, ViewRecord};
+pub use sum::DeviceSum;
+pub use total_variation::{add_total_variation_gradient, total_variation};
+pub use weight_projections::{DeviceWeights, weight_projections};
+
+use super::ComputeError;
+use super::cpu::check_len;
+
+/// A count as kernels take it.
+fn count(operation: &'static str, what: &'static str, value: usize) -> Result<i32, ComputeError> {
+    i32::try_from(value).map_err(|_| ComputeError::Setting {
+        of: operation,
+        setting: what,
+        value: value as f64,
+        requirement: "kernels count in 31 bits; take smaller parts",
+    })
+}

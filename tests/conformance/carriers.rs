@@ -1,0 +1,85 @@
+//! What carries kernels out on this machine.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use diffnr::compute::cuda::{Executor, Launcher, Turns};
+
+/// Device memory of a test.
+const ARENA_BYTES: usize = 8 << 20;
+
+type Make = Box<dyn Fn() -> Box<dyn Launcher> + Send + Sync>;
+
+/// One carrier in all its variants.
+pub(crate) struct Carrier {
+    pub(crate) name: &'static str,
+    variants: Vec<Make>,
+}
+
+impl Carrier {
+    /// What `work` returns on every variant, which must be the same bits.
+    pub(crate) fn run(&self, work: impl Fn(&dyn Launcher) -> Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+        let mut results = self.variants.iter().map(|make| {
+            let launcher = make();
+            let result = work(launcher.as_ref());
+            launcher.synchronize().unwrap();
+            result
+        });
+        let first = results.next().unwrap();
+        let bits = |buffers: &[Vec<f32>]| -> Vec<Vec<u32>> {
+            buffers.iter().map(|buffer| buffer.iter().map(|value| value.to_bits()).collect()).collect()
+        };
+        for other in results {
+            assert!(bits(&other) == bits(&first), "{}: variants differ in bits", self.name);
+        }
+        first
+    }
+
+    /// A launcher for a test that compares nothing.
+    pub(crate) fn launcher(&self) -> Box<dyn Launcher> {
+        self.variants[0]()
+    }
+}
+
+/// Runs `test` on every carrier of this machine.
+pub(crate) fn on_each(test: &str, work: impl Fn(&Carrier)) {
+    match executor() {
+        Ok(carrier) => work(carrier),
+        // Not a macro of the test harness, which shows nothing of tests that pass.
+        Err(reason) => writeln!(std::io::stderr(), "SKIPPED: {test} on the kernel executor: {reason}").unwrap(),
+    }
+}
+
+fn executor() -> &'static Result<Carrier, String> {
+    static EXECUTOR: OnceLock<Result<Carrier, String>> = OnceLock::new();
+    EXECUTOR.get_or_init(|| {
+        let library = library()?;
+        let variant = |workers, turns| -> Make {
+            let library = library.clone();
+            Box::new(move || Box::new(Executor::load(&library, ARENA_BYTES, workers, turns).unwrap()))
+        };
+        let variants = vec![variant(1, Turns::Ascending), variant(3, Turns::Ascending), variant(2, Turns::Descending)];
+        Ok(Carrier { name: "kernel executor", variants })
+    })
+}
+
+/// The executor's library: that of `DIFFNR_KERNEL_EXECUTOR`, or built now by the C++ compiler (`CXX`, else `c++`).
+fn library() -> Result<PathBuf, String> {
+    if let Some(path) = std::env::var_os("DIFFNR_KERNEL_EXECUTOR") {
+        return Ok(path.into());
+    }
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host/library.cpp");
+    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{}.so", std::process::id()));
+    // The same flags as in the Makefile.
+    let output = Command::new(&compiler)
+        .args("-std=c++17 -O2 -g1 -fPIC -shared -pthread -ffp-contract=off -Wno-unknown-pragmas -o".split(' '))
+        .args([&library, &source])
+        .output()
+        .map_err(|error| format!("no C++ compiler ({compiler}: {error}); install one or set CXX"))?;
+    // Sources that do not compile are a fault of theirs, not a lack of the machine's.
+    assert!(output.status.success(), "{compiler}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(library)
+}

@@ -1,0 +1,16 @@
+//! Every CUDA operation against the CPU's, on all carriers of kernels that this machine has: the executor of `kernels/host` (which needs a
+//! C++ compiler; without one the tests say SKIPPED), a device later.
+//!
+//! A carrier comes in variants (other numbers of threads, another order of a block's threads) that must give the same bits: every test
+//! runs on all of them and compares.
+#![allow(clippy::unwrap_used)]
+
+mod carriers;
+mod elementwise;
+mod fdk;
+mod prebuilt;
+mod projectors;
+mod refusals;
+mod scans;
+mod total_variation;
+mod values;
