@@ -6,7 +6,7 @@
 // grid (y, x, z). Lanes lie across x and y, where neighbours see neighbouring columns of one detector row, and each thread's eight
 // voxels are one sector of 32 bytes of the volume.
 // Work, a voxel and view: 18 operations and 4 loads where u and w do not hang on z (every untilted orbit), 40 elsewhere. Floor at 256^3
-// and 50 views: 8.4e8 of them, 1.5e10 operations (0.5 ms at 33e12 instructions a second), 13 GB out of the first-level caches (0.45 ms
+// and 50 views: 8.4e8 of them, 1.5e10 operations (0.5 ms at 33e12 instructions a second), 13 GB out of the first-level caches (0.4 ms
 // at 128 bytes a clock and multiprocessor); from memory the volume twice and the views once, 0.15 GB, 0.04 ms.
 // Order: a voxel adds its views one after the other and then itself; nothing else decides a bit.
 #include "common.cuh"

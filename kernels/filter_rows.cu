@@ -3,7 +3,8 @@
 //   row = first `columns` of inverse(response * forward(row, 0 ...))
 //
 // Shapes: projections [rows of all views][columns], response [length / 2 + 1] (it contains 1 / length). `length` is 2^a or 3 * 2^a, at
-// least 2 columns. Launch: a block for two rows, `length / 16` threads rounded up to whole warps, 8 bytes of shared memory a point.
+// least 2 columns. Launch: a block for two rows, `length / 16` threads rounded up to whole warps, 8 bytes of shared memory a point
+// (above 48 kB, rows longer than 3072, a launcher on a device must raise the kernel's limit first).
 // Two rows are the real and the imaginary part of one complex transform: the response is real and even, so they stay apart.
 // The transform is Stockham's (radix 3 first where it divides, then 4, then 2): reads and writes in order, nothing is bit-reversed, and as
 // all butterflies of a stage are held in registers between two barriers, one copy of the points is enough.

@@ -6,7 +6,7 @@
 // views). Lanes lie along the detector's rows: on an untilted orbit a warp's rays stay in one vertical plane and read neighbouring
 // heights, two lines a load. Results go through shared memory, so that eight columns (a sector of 32 bytes) are written together.
 // Work, a sample: about 20 operations and 4 loads, four samples in flight. Floor at 256^3, 256^2 and 50 views: 8.4e8 samples, 1.7e10
-// operations (0.5 ms at 33e12 instructions a second), 13 GB out of the first-level caches (0.45 ms at 128 bytes a clock and
+// operations (0.5 ms at 33e12 instructions a second), 13 GB out of the first-level caches (0.4 ms at 128 bytes a clock and
 // multiprocessor); from memory the volume and the projections once, 0.08 GB, 0.02 ms.
 // Order: a thread sums its ray in the order of planes.
 #include "joseph.cuh"

@@ -115,6 +115,21 @@ fn parts_of_buffers_at_any_offset() {
     });
 }
 
+/// More blocks than the last sum has threads.
+#[test]
+fn sums_of_many_blocks() {
+    on_each("sart, many blocks", |carrier| {
+        let values = signed(300 * 4096 + 5, 1);
+        let given = carrier.run(|launcher| {
+            let sum = sum(launcher, values.len());
+            cuda::squared_norm(launcher, upload(launcher, &values), &sum).unwrap();
+            vec![split(sum.read(launcher).unwrap())]
+        });
+        let total = values.iter().map(|&value| f64::from(value).powi(2)).sum();
+        assert_sum("squared_norm", SUMS, &given[0], total);
+    });
+}
+
 #[test]
 fn not_a_number_stays() {
     on_each("sart, not a number", |carrier| {

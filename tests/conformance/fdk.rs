@@ -13,7 +13,8 @@ use crate::carriers::{Carrier, on_each};
 use crate::scans::{any, cpu, grid, named, orbit, settings};
 use crate::values::{assert_close, download, random, signed, unwritten, upload};
 
-/// Of the largest value: float32 positions, good to 1e-5 pixel at these sizes, times the slope of random data (up to 2 a pixel).
+/// Of the largest value: float32 positions, good to 1e-5 pixel at these sizes, times the slope of random data (up to 2 a pixel):
+/// 9e-6 at the most in these cases on the executor.
 const BACK_PROJECTION: f32 = 4e-5;
 
 /// Of the largest value: 20 stages of float32 butterflies here, as many of another order on the CPU, each rounding at 6e-8.
@@ -133,7 +134,7 @@ fn back_projection_of_named_cases_is_as_on_the_cpu() {
 #[test]
 fn back_projection_of_any_pose_and_grid_is_as_on_the_cpu() {
     on_each("back_project_fdk, any pose and grid", |carrier| {
-        proptest!(settings(24), |((geometry, grid) in any())| {
+        proptest!(settings(64), |((geometry, grid) in any())| {
             assert_back_projection(carrier, "any", &geometry, &grid);
         });
     });

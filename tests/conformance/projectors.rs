@@ -12,12 +12,14 @@ use crate::scans::{any, cpu, grid, is_tie, named, orbit, settings};
 use crate::values::{assert_close, dot, download, random, unwritten, upload};
 
 /// Of the largest value. Kernels hold positions in float32: at these sizes (up to 40 voxels and pixels) to 1e-5 voxel, times the slope of
-/// random data, which is up to 1 a voxel, in each of many samples, as random in sign. Half a voxel or pixel is a thousand times as much.
-const SHARE: f32 = 4e-5;
+/// random data, which is up to 1 a voxel, in each of many samples, as random in sign: 4e-6 at the most in these cases on the executor. Half a
+/// voxel or pixel is ten thousand times as much.
+const SHARE: f32 = 2e-5;
 
-/// Of the inner products. Both projectors use the same positions, bit for bit; what is left is the rounding of weights (6e-8) and of
-/// float32 sums, which is random over the terms.
-const ADJOINT: f64 = 1e-6;
+/// Of the inner products. Both projectors use the same positions, bit for bit; what is left is the rounding of weights and of float32 sums.
+/// It averages out where there are many rays (2e-7 and less); a single ray that grazes the grid has weights near 0, which interpolation
+/// takes as differences of larger numbers (1e-6 in one of these cases).
+const ADJOINT: f64 = 5e-6;
 
 fn both(launcher: &dyn Launcher, geometry: &ScanGeometry, grid: &VolumeGrid, x: &[f32], y: &[f32]) -> Vec<Vec<f32>> {
     let scan = ScanTable::upload(launcher, geometry, grid).unwrap();
@@ -47,6 +49,7 @@ fn assert_projectors(carrier: &Carrier, what: &str, geometry: &ScanGeometry, gri
     assert_close(&format!("{what}, A' y"), SHARE, &aty, &cpu_aty);
 
     let (a, b) = (dot(&ax, &y), dot(&x, &aty));
+    println!("{what}, adjoint: within {:.1e} of {ADJOINT:.0e}", (a / b - 1.0).abs());
     assert!((a - b).abs() <= ADJOINT * a.abs(), "{what}: <Ax,y> = {a}, <x,A'y> = {b}, ratio - 1 = {:e}", a / b - 1.0);
 }
 
@@ -74,7 +77,16 @@ fn sizes_about_a_block_are_as_on_the_cpu_and_adjoint() {
 #[test]
 fn any_pose_and_grid() {
     on_each("projectors, any pose and grid", |carrier| {
-        proptest!(settings(20), |((geometry, grid) in any())| assert_projectors(carrier, "any", &geometry, &grid));
+        proptest!(settings(64), |((geometry, grid) in any())| assert_projectors(carrier, "any", &geometry, &grid));
+    });
+}
+
+/// A source within the grid, which reconstruction refuses: nothing behind it is seen, and both still agree.
+#[test]
+fn nothing_is_seen_behind_the_source() {
+    on_each("projectors, a source within the grid", |carrier| {
+        let inside = CircularOrbit { source_to_isocenter_mm: 30.0, ..orbit(20, 18, 500.0) };
+        assert_projectors(carrier, "inside", &inside.over_arc(3, 0.1, TAU), &grid([12, 13, 14], 100.0));
     });
 }
 

@@ -50,12 +50,14 @@ pub(crate) fn grid(voxels: [usize; 3], size_mm: f64) -> VolumeGrid {
 
 /// The cases that have their own ways through the kernels, by name.
 pub(crate) fn named() -> Vec<(&'static str, ScanGeometry, VolumeGrid)> {
+    // Cones of 60 degrees about a tall grid near the source: rays along z.
     let steep = CircularOrbit {
-        source_to_isocenter_mm: 100.0,
-        source_to_detector_mm: 150.0,
+        source_to_isocenter_mm: 60.0,
+        source_to_detector_mm: 120.0,
         pitch_v_mm: 400.0 / 24.0,
-        ..orbit(24, 24, 150.0)
+        ..orbit(20, 24, 100.0)
     };
+    let tall = VolumeGrid::over_box([9, 10, 26], DVec3::new(30.0, 30.0, 140.0), DVec3::ZERO);
     let tilted = CircularOrbit { roll_rad: 0.4, pitch_rad: -0.2, yaw_rad: 0.1, ..orbit(19, 21, 150.0) };
     let quarter = CircularOrbit { roll_rad: 1.57, ..orbit(15, 13, 150.0) };
     let offset = CircularOrbit { offset_u_mm: 60.0, offset_v_mm: -5.1, ..orbit(17, 12, 150.0) };
@@ -66,7 +68,7 @@ pub(crate) fn named() -> Vec<(&'static str, ScanGeometry, VolumeGrid)> {
         ("half-fan", offset.over_arc(5, 0.3, -TAU), grid([16, 18, 12], 100.0)),
         ("tilted", tilted.over_arc(4, 0.2, TAU), grid([14, 13, 15], 100.0)),
         ("rolled by a quarter", quarter.over_arc(3, 0.2, TAU), grid([11, 12, 9], 100.0)),
-        ("steep", steep.over_arc(4, 0.1, TAU), grid([13; 3], 60.0)),
+        ("steep", steep.over_arc(4, 0.1, TAU), tall),
         ("shifted grid", orbit(20, 22, 150.0).over_arc(5, 0.1, TAU), shifted),
         ("nothing seen", orbit(9, 9, 150.0).over_arc(2, 0.1, TAU), above),
         ("one of each", orbit(1, 1, 150.0).over_arc(1, 0.1, TAU), grid([1; 3], 90.0)),

@@ -34,15 +34,18 @@ pub(crate) fn download(launcher: &dyn Launcher, slice: DeviceSlice<f32>) -> Vec<
     values
 }
 
-/// Each value within `share` of the largest one expected.
+/// Each value within `share` of the largest one expected. Says how near they were (`--nocapture` shows it).
 pub(crate) fn assert_close(what: &str, share: f32, given: &[f32], expected: &[f32]) {
     assert_eq!(given.len(), expected.len(), "{what}");
     let scale = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    let mut largest = 0.0_f32;
     for (i, (given, expected)) in given.iter().zip(expected).enumerate() {
         let difference = (given - expected).abs();
+        largest = largest.max(difference);
         // Not `>`, which NaN would pass.
         assert!(difference <= share * scale, "{what}: at {i}: {given}, expected {expected}, largest {scale}");
     }
+    println!("{what}: within {:.1e} of {share:.0e}", largest / scale.max(f32::MIN_POSITIVE));
 }
 
 /// A sum as two floats, so that it travels with the other results and none of its bits is lost.
@@ -57,6 +60,7 @@ pub(crate) fn joined(parts: &[f32]) -> f64 {
 
 pub(crate) fn assert_sum(what: &str, share: f64, given: &[f32], expected: f64) {
     let given = joined(given);
+    println!("{what}: within {:.1e} of {share:.0e}", (given / expected - 1.0).abs());
     assert!((given - expected).abs() <= share * expected.abs(), "{what}: {given}, expected {expected}");
 }
 

@@ -17,6 +17,9 @@ use super::{Arena, Arguments, LaunchShape, Launcher};
 /// Version of the library's functions (`kernels/host/library.cpp`).
 const VERSION: u32 = 1;
 
+/// What memory holds that nobody has written.
+const UNTOUCHED: u8 = 0xff;
+
 type VersionFunction = unsafe extern "C" fn() -> u32;
 type MemoryFunction = unsafe extern "C" fn(*mut c_void, usize);
 type LaunchFunction = unsafe extern "C" fn(
@@ -51,13 +54,13 @@ pub struct Executor {
     memory: NonNull<u8>,
     launch: LaunchFunction,
     allow: MemoryFunction,
-    /// Held by whoever touches the memory.
-    turn: Mutex<()>,
+    /// What was handed out; held by whoever touches the memory.
+    buffers: Mutex<Vec<Range<usize>>>,
     /// The functions above live as long as it does.
     _library: libloading::Library,
 }
 
-// SAFETY: the memory is the executor's own, and touched only under `turn`; the library's functions may be called from any thread.
+// SAFETY: the memory is the executor's own, and touched only while `buffers` is held; the library's functions may be called from any thread.
 unsafe impl Send for Executor {}
 // SAFETY: as above.
 unsafe impl Sync for Executor {}
@@ -95,11 +98,11 @@ impl Executor {
             .ok_or_else(|| device_error(format!("{arena_bytes} bytes are not to be had")))?;
         // SAFETY: these are the bytes just allocated. As floats they are NaN, which shows where it is read.
         unsafe {
-            memory.as_ptr().write_bytes(0xff, arena_bytes);
+            memory.as_ptr().write_bytes(UNTOUCHED, arena_bytes);
             forbid(memory.as_ptr().cast(), arena_bytes);
         }
         let arena = Arena::new(arena_bytes);
-        Ok(Self { workers, turns, arena, memory, launch, allow, turn: Mutex::new(()), _library: library })
+        Ok(Self { workers, turns, arena, memory, launch, allow, buffers: Mutex::new(Vec::new()), _library: library })
     }
 
     /// Address of `bytes`, where the arena holds them.
@@ -112,9 +115,8 @@ impl Executor {
     }
 
     /// Runs `work` while nobody else touches the memory.
-    fn alone<R>(&self, work: impl FnOnce() -> R) -> R {
-        let _turn = self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        work()
+    fn alone<R>(&self, work: impl FnOnce(&mut Vec<Range<usize>>) -> R) -> R {
+        work(&mut self.buffers.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 }
 
@@ -141,29 +143,32 @@ impl Launcher for Executor {
 
     fn allocate(&self, bytes: usize) -> Result<usize, ComputeError> {
         let offset = self.arena.take("kernel executor", bytes)?;
-        // SAFETY: within the allocation, as the arena says.
-        self.alone(|| unsafe { (self.allow)(self.memory.as_ptr().add(offset).cast(), bytes) });
+        self.alone(|buffers| {
+            buffers.push(offset..offset + bytes);
+            // SAFETY: within the allocation, as the arena says.
+            unsafe { (self.allow)(self.memory.as_ptr().add(offset).cast(), bytes) };
+        });
         Ok(offset)
     }
 
     fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), ComputeError> {
         let to = self.address(offset..offset.saturating_add(from.len()))?;
         // SAFETY: within the arena, which no reference points into; nobody else touches it.
-        self.alone(|| unsafe { to.copy_from_nonoverlapping(from.as_ptr(), from.len()) });
+        self.alone(|_| unsafe { to.copy_from_nonoverlapping(from.as_ptr(), from.len()) });
         Ok(())
     }
 
     fn copy_out(&self, offset: usize, to: &mut [u8]) -> Result<(), ComputeError> {
         let from = self.address(offset..offset.saturating_add(to.len()))?;
         // SAFETY: as in `copy_in`; all bytes were written when the arena was made.
-        self.alone(|| unsafe { to.as_mut_ptr().copy_from_nonoverlapping(from, to.len()) });
+        self.alone(|_| unsafe { to.as_mut_ptr().copy_from_nonoverlapping(from, to.len()) });
         Ok(())
     }
 
     fn fill(&self, bytes: Range<usize>, pattern: u32) -> Result<(), ComputeError> {
         let words = bytes.len() / size_of::<u32>();
         let to = self.address(bytes)?.cast::<u32>();
-        self.alone(|| {
+        self.alone(|_| {
             for word in 0..words {
                 // SAFETY: within the bytes asked for, which lie in the arena; nobody else touches it.
                 unsafe { to.add(word).write_unaligned(pattern) };
@@ -187,7 +192,7 @@ impl Launcher for Executor {
         let mut reason = [0_u8; 256];
         // SAFETY: name, shape, arguments and sizes live through the call, which writes no more than `reason` holds; the kernel's own
         // accesses are the caller's promise.
-        let code = self.alone(|| unsafe {
+        let code = self.alone(|_| unsafe {
             (self.launch)(
                 name.as_ptr(),
                 shape.grid.as_ptr(),
@@ -209,7 +214,19 @@ impl Launcher for Executor {
         Err(refused(&String::from_utf8_lossy(&reason[..end])))
     }
 
+    /// Launches have ended when they return; this looks whether one wrote where no buffer is.
     fn synchronize(&self) -> Result<(), ComputeError> {
-        Ok(())
+        self.alone(|buffers| {
+            buffers.sort_unstable_by_key(|buffer| buffer.start);
+            let ends = buffers.iter().map(|buffer| buffer.end);
+            let starts = buffers.iter().skip(1).map(|buffer| buffer.start).chain([self.arena.used()]);
+            for offset in ends.zip(starts).flat_map(|(end, start)| end..start) {
+                // SAFETY: within the allocation; all bytes were written when the arena was made.
+                if unsafe { self.memory.as_ptr().add(offset).read() } != UNTOUCHED {
+                    return Err(device_error(format!("a kernel wrote at offset {offset}, beyond a buffer's end")));
+                }
+            }
+            Ok(())
+        })
     }
 }

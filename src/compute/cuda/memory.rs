@@ -51,7 +51,7 @@ impl Arena {
             let end = used.checked_add(bytes)?.checked_add(1)?.checked_next_multiple_of(ALIGNMENT)?;
             (end <= self.bytes).then_some(end)
         };
-        self.used.try_update(Ordering::Relaxed, Ordering::Relaxed, next).map_err(|used| ComputeError::Device {
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).map_err(|used| ComputeError::Device {
             device: device.into(),
             reason: format!(
                 "a buffer of {bytes} bytes does not fit: {used} of the {} bytes set aside are used; set aside more",
@@ -83,7 +83,7 @@ impl<T: Pod> DeviceSlice<T> {
     /// # Errors
     /// [`ComputeError::Device`] where the arena is used up.
     pub fn allocate(launcher: &dyn Launcher, len: usize) -> Result<Self, ComputeError> {
-        let bytes = len.checked_mul(size_of::<T>()).unwrap_or(usize::MAX);
+        let bytes = len.saturating_mul(size_of::<T>());
         Ok(Self { offset: launcher.allocate(bytes)?, len, values: PhantomData })
     }
 
