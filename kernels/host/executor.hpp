@@ -85,6 +85,8 @@ inline thread_local Block* running = nullptr;
 // The block that a worker runs; its memory serves all blocks of the worker.
 class Block {
 public:
+    ~Block() { SpareStacks::give(stacks_); }
+
     void begin(const Launch& launch, void (*kernel)(void*), void* arguments) {
         launch_ = launch;
         kernel_ = kernel;
@@ -203,7 +205,7 @@ private:
         if (thread.stack < 0) {
             if (free_.empty()) {
                 free_.push_back(int(stacks_.size()));
-                stacks_.emplace_back();
+                stacks_.push_back(SpareStacks::take());
             }
             thread.stack = free_.back();
             free_.pop_back();

@@ -4,7 +4,10 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <sys/mman.h>
+#include <utility>
+#include <vector>
 
 // Elsewhere ucontext changes stacks, with two system calls a change.
 #if defined(__x86_64__) && !defined(EXECUTOR_UCONTEXT)
@@ -107,6 +110,10 @@ public:
         if (pages_) munmap(pages_, PAGE_BYTES + STACK_BYTES);
     }
     Stack(Stack&& other) noexcept : pages_(other.pages_) { other.pages_ = nullptr; }
+    Stack& operator=(Stack&& other) noexcept {
+        std::swap(pages_, other.pages_);
+        return *this;
+    }
     Stack(const Stack&) = delete;
     Stack& operator=(const Stack&) = delete;
 
@@ -137,6 +144,34 @@ public:
 
 private:
     char* pages_ = nullptr;
+};
+
+// Stacks that no worker has: the workers of a launch end with it, and the next ones' stacks need not be mapped again.
+class SpareStacks {
+public:
+    static Stack take() {
+        SpareStacks& spare = instance();
+        std::lock_guard<std::mutex> lock(spare.mutex_);
+        if (spare.stacks_.empty()) return Stack();
+        Stack stack = std::move(spare.stacks_.back());
+        spare.stacks_.pop_back();
+        return stack;
+    }
+    static void give(std::vector<Stack>& stacks) {
+        SpareStacks& spare = instance();
+        std::lock_guard<std::mutex> lock(spare.mutex_);
+        for (Stack& stack : stacks) spare.stacks_.push_back(std::move(stack));
+        stacks.clear();
+    }
+
+private:
+    // Never destroyed: a worker may end after everything static.
+    static SpareStacks& instance() {
+        static SpareStacks& spare = *new SpareStacks;
+        return spare;
+    }
+    std::mutex mutex_;
+    std::vector<Stack> stacks_;
 };
 
 }  // namespace executor
