@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Buffers are [`DeviceSlice`]s and stay on the device; operations are put in order on it and nothing is copied between them. What an
-//! operation needs of a geometry is uploaded once, when it is planned ([`ScanTable`], [`FilterTable`]). Launching allocates nothing.
+//! operation needs of a geometry is uploaded once, when it is planned ([`ScanTable`], [`FilterTable`]). An operation allocates nothing on the heap; how a launcher launches is its own matter
+//! (the executor, for tests, does).
 //!
 //! This is the layer below [`super::Compute`]: nothing of the runtime uses it yet.
 

@@ -57,8 +57,18 @@ pub(crate) fn named() -> Vec<(&'static str, ScanGeometry, VolumeGrid)> {
         pitch_v_mm: 400.0 / 24.0,
         ..orbit(20, 24, 100.0)
     };
-    let tall = VolumeGrid::over_box([9, 10, 26], DVec3::new(30.0, 30.0, 140.0), DVec3::ZERO);
+    let tall = VolumeGrid::over_box([9, 10, 60], DVec3::new(30.0, 30.0, 140.0), DVec3::ZERO);
     let tilted = CircularOrbit { roll_rad: 0.4, pitch_rad: -0.2, yaw_rad: 0.1, ..orbit(19, 21, 150.0) };
+    // The source 3300 voxels away, and a detector of many pixels: what float32 positions are hardest tried by.
+    let far = CircularOrbit {
+        source_to_isocenter_mm: 1000.0,
+        source_to_detector_mm: 1500.0,
+        offset_u_mm: 0.31,
+        ..orbit(7, 9, 4.0)
+    };
+    let long = VolumeGrid::over_box([900, 5, 6], DVec3::new(270.0, 1.5, 1.8), DVec3::ZERO);
+    let wide = CircularOrbit { pitch_v_mm: 1.0, ..orbit(1500, 3, 600.0) };
+    let flat = VolumeGrid::over_box([40, 40, 2], DVec3::new(380.0, 380.0, 2.0), DVec3::ZERO);
     let quarter = CircularOrbit { roll_rad: 1.57, ..orbit(15, 13, 150.0) };
     let offset = CircularOrbit { offset_u_mm: 60.0, offset_v_mm: -5.1, ..orbit(17, 12, 150.0) };
     let shifted = VolumeGrid::over_box([12, 15, 22], DVec3::new(60.0, 75.0, 50.0), DVec3::new(17.0, -9.0, 6.0));
@@ -73,6 +83,8 @@ pub(crate) fn named() -> Vec<(&'static str, ScanGeometry, VolumeGrid)> {
         ("nothing seen", orbit(9, 9, 150.0).over_arc(2, 0.1, TAU), above),
         ("one of each", orbit(1, 1, 150.0).over_arc(1, 0.1, TAU), grid([1; 3], 90.0)),
         ("large pixels", orbit(3, 4, 150.0).over_arc(3, 0.1, TAU), grid([20, 19, 21], 100.0)),
+        ("far source", far.at_angles(&[0.0, 0.002, 0.5 * TAU + 0.001]), long),
+        ("wide detector", wide.over_arc(3, 0.1, TAU), flat),
         ("large voxels", orbit(40, 38, 150.0).over_arc(3, 0.1, TAU), grid([3, 4, 5], 100.0)),
     ]
 }
