@@ -80,7 +80,10 @@ test-kernels:
 	@if ! command -v $(CXX) >/dev/null; then echo "SKIPPED: the kernels on the CPU (no C++ compiler; install g++ or set CXX)"; exit 0; fi; \
 	mkdir -p $(KERNEL_TESTS); set -x; \
 	$(CXX) $(KERNEL_FLAGS) -O2 kernels/host/self_test.cpp -o $(KERNEL_TESTS)/self_test; \
-	$(KERNEL_TESTS)/self_test; \
+	$(KERNEL_TESTS)/self_test; set +x; \
+	if ! { echo "int main() {}" | $(CXX) -x c++ $(SANITIZE) - -o $(KERNEL_TESTS)/probe && $(KERNEL_TESTS)/probe; } 2>/dev/null; then \
+	    echo "SKIPPED: the kernels under sanitizers ($(CXX) has none that work here; install libasan and libubsan)"; exit 0; \
+	fi; set -x; \
 	$(CXX) $(KERNEL_FLAGS) -O1 $(SANITIZE) -DEXECUTOR_UCONTEXT kernels/host/self_test.cpp -o $(KERNEL_TESTS)/self_test_ucontext; \
 	$(KERNEL_TESTS)/self_test_ucontext; \
 	$(CXX) $(KERNEL_FLAGS) -O1 $(SANITIZE) kernels/host/self_test.cpp -o $(KERNEL_TESTS)/self_test_sanitized; \
