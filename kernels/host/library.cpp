@@ -6,6 +6,8 @@
 #include "../back_project_matched.cu"
 #include "../filter_rows.cu"
 #include "../forward_project.cu"
+#include "../loss_image.cu"
+#include "../loss_volume.cu"
 #include "../sart.cu"
 #include "../sum.cu"
 #include "../total_variation.cu"

@@ -212,7 +212,7 @@ pub(super) fn check_len(
 }
 
 /// Refuses values outside `allowed` (and those that are not a number); the first is named.
-fn check_values(
+pub(super) fn check_values(
     operation: &'static str,
     parameter: &'static str,
     values: &[f32],

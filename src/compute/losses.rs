@@ -11,6 +11,7 @@
 //! wholly inside, as the metric's tradition has it; the two agree window by window where both have one.
 
 use super::ComputeError;
+use super::cpu::check_values;
 use crate::geometry::Detector;
 
 /// Largest problem that a carrier must be ready for; see [`super::Workload`].
@@ -41,6 +42,69 @@ pub struct ImageLoss {
     pub data_range: f32,
 }
 
+impl ImageLoss {
+    /// Refuses settings that no loss can be worked out with; gives the largest value that goes with them.
+    pub(super) fn check(&self, operation: &'static str) -> Result<f32, ComputeError> {
+        check_setting(operation, "l1", self.l1)?;
+        check_setting(operation, "huber", self.huber)?;
+        check_setting(operation, "squares", self.squares)?;
+        check_setting(operation, "dissimilarity", self.dissimilarity)?;
+        Ok(if self.dissimilarity > 0.0 { check_range(operation, self.data_range)?.min(1e15) } else { 1e15 })
+    }
+
+    /// The pointwise parts of the gradient over `pixels` pixels.
+    pub(super) fn slopes(&self, pixels: usize) -> PointSlopes {
+        PointSlopes {
+            sharpness: if self.huber > 0.0 { (1.0 / self.huber).min(f32::MAX) } else { f32::MAX },
+            l1: (f64::from(self.l1) / pixels as f64) as f32,
+            squares: (2.0 * f64::from(self.squares) / pixels as f64) as f32,
+        }
+    }
+
+    /// Factor of the similarity's gradient over `pixels` pixels, by values in data ranges.
+    pub(super) fn similarity_slope(&self, pixels: usize) -> f32 {
+        (f64::from(self.dissimilarity) / (f64::from(self.data_range) * pixels as f64)) as f32
+    }
+
+    /// The value from the sums over `pixels` pixels of the parts that were worked out.
+    pub(super) fn value(&self, pixels: usize, [moduli, squares, dissimilarity]: [f64; 3]) -> ImageLossValue {
+        let part = |weight: f32, sum: f64| if weight > 0.0 { sum / pixels as f64 } else { 0.0 };
+        let l1 = part(self.l1, moduli);
+        let squares = part(self.squares, squares);
+        let dissimilarity = part(self.dissimilarity, dissimilarity);
+        let weighted = |weight: f32, value: f64| f64::from(weight) * value;
+        let total =
+            weighted(self.l1, l1) + weighted(self.squares, squares) + weighted(self.dissimilarity, dissimilarity);
+        ImageLossValue { total, l1, squares, dissimilarity }
+    }
+}
+
+/// Factors of the gradient of an image loss's pointwise parts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PointSlopes {
+    /// `1 / huber`, or so large that only the sign is left.
+    pub(super) sharpness: f32,
+    pub(super) l1: f32,
+    pub(super) squares: f32,
+}
+
+/// Refuses a setting that is not finite or negative.
+fn check_setting(operation: &'static str, parameter: &'static str, value: f32) -> Result<(), ComputeError> {
+    if value.is_finite() && value >= 0.0 {
+        return Ok(());
+    }
+    Err(ComputeError::Value { operation, parameter, index: 0, value, requirement: "must be finite and not negative" })
+}
+
+/// Refuses a data range that no similarity can be worked out with; gives the largest value that goes with it.
+fn check_range(operation: &'static str, data_range: f32) -> Result<f32, ComputeError> {
+    if (1e-12..=1e12).contains(&data_range) {
+        return Ok(1e8 * data_range);
+    }
+    let requirement = "must lie within 1e-12 and 1e12: give the reference's largest value";
+    Err(ComputeError::Value { operation, parameter: "data_range", index: 0, value: data_range, requirement })
+}
+
 /// Values of the parts of an image loss, before their weights (0 for a part that was not worked out), and their weighted sum.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ImageLossValue {
@@ -66,6 +130,36 @@ pub struct VolumeSsimLoss {
     /// What the slices across x, y, z weigh in the mean over the axes: `[1.0; 3]` for the plain mean, `[0.0, 0.0, 1.0]` for axial slices alone. An axis of
     /// weight 0 is not worked out and costs nothing; of one whose slices are all empty the others take the share.
     pub axes: [f32; 3],
+}
+
+impl VolumeSsimLoss {
+    /// Refuses settings that no loss can be worked out with; gives the largest value that goes with them.
+    pub(super) fn check(&self, operation: &'static str) -> Result<f32, ComputeError> {
+        let refuse = |parameter, value, requirement| {
+            Err(ComputeError::Value { operation, parameter, index: 0, value, requirement })
+        };
+        check_setting(operation, "weight", self.weight)?;
+        let limit = check_range(operation, self.data_range)?;
+        if !self.empty_at.is_finite() {
+            return refuse("empty_at", self.empty_at, "must be finite");
+        }
+        check_values(operation, "axes", &self.axes, 0.0..=1e15)?;
+        if self.axes == [0.0; 3] {
+            return refuse(
+                "axes",
+                0.0,
+                "must be above 0 for one axis at least; leave the loss out where none is wanted",
+            );
+        }
+        Ok(limit)
+    }
+
+    /// The share of each axis in the mean, those that have slices sharing 1.
+    pub(super) fn parts(&self, slices: [usize; 3]) -> [f64; 3] {
+        let axes = [0, 1, 2].map(|axis| if slices[axis] > 0 { f64::from(self.axes[axis]) } else { 0.0 });
+        let shared: f64 = axes.iter().sum();
+        axes.map(|axis| if axis > 0.0 { axis / shared } else { 0.0 })
+    }
 }
 
 /// What [`LossCompute::volume_ssim_loss`] found.

@@ -8,6 +8,7 @@
 mod carriers;
 mod elementwise;
 mod fdk;
+mod losses;
 mod prebuilt;
 mod projectors;
 mod refusals;

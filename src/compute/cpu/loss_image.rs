@@ -13,7 +13,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::ComputeError;
-use super::super::losses::{ImageLoss, ImageLossValue, LossWorkload};
+use super::super::losses::{ImageLoss, ImageLossValue, LossWorkload, PointSlopes};
 use super::gaussian_lanes::{Wide, at_each_level};
 use super::loss_window::{LANES, LaneWeights, Plane, buffer_floats, similarity};
 use super::scratch::{Need, Scratch};
@@ -36,23 +36,6 @@ pub(super) fn need(workload: &LossWorkload) -> Need {
 /// Sums a row has: modulus, squares, dissimilarity; in float64.
 const SUMS: usize = 3;
 
-/// Refuses a setting that is not finite or negative.
-pub(super) fn check_setting(operation: &'static str, parameter: &'static str, value: f32) -> Result<(), ComputeError> {
-    if value.is_finite() && value >= 0.0 {
-        return Ok(());
-    }
-    Err(ComputeError::Value { operation, parameter, index: 0, value, requirement: "must be finite and not negative" })
-}
-
-/// Refuses a data range that no similarity can be worked out with; gives the largest value that goes with it.
-pub(super) fn check_range(operation: &'static str, data_range: f32) -> Result<f32, ComputeError> {
-    if (1e-12..=1e12).contains(&data_range) {
-        return Ok(1e8 * data_range);
-    }
-    let requirement = "must lie within 1e-12 and 1e12: give the reference's largest value";
-    Err(ComputeError::Value { operation, parameter: "data_range", index: 0, value: data_range, requirement })
-}
-
 /// See [`super::super::losses::LossCompute::image_loss`].
 #[allow(clippy::too_many_arguments)]
 pub(super) fn image_loss(
@@ -71,12 +54,8 @@ pub(super) fn image_loss(
     check_len(OPERATION, "measured", measured.len(), n)?;
     check_len(OPERATION, "weights", weights.map_or(n, <[f32]>::len), n)?;
     check_len(OPERATION, "by_projections", by_projections.len(), n)?;
-    check_setting(OPERATION, "l1", settings.l1)?;
-    check_setting(OPERATION, "huber", settings.huber)?;
-    check_setting(OPERATION, "squares", settings.squares)?;
-    check_setting(OPERATION, "dissimilarity", settings.dissimilarity)?;
+    let limit = settings.check(OPERATION)?;
     let similar = settings.dissimilarity > 0.0;
-    let limit = if similar { check_range(OPERATION, settings.data_range)?.min(1e15) } else { 1e15 };
     check_values(OPERATION, "projections", projections, -limit..=limit)?;
     check_values(OPERATION, "measured", measured, -limit..=limit)?;
     check_values(OPERATION, "weights", weights.unwrap_or(&[]), 0.0..=1e15)?;
@@ -91,12 +70,7 @@ pub(super) fn image_loss(
     let (points, similarities) = sums.split_at_mut(2 * rows);
 
     let columns = detector.columns;
-    let point = Point {
-        huber: settings.huber,
-        sharpness: if settings.huber > 0.0 { (1.0 / settings.huber).min(f32::MAX) } else { f32::MAX },
-        l1: (f64::from(settings.l1) / n as f64) as f32,
-        squares: (2.0 * f64::from(settings.squares) / n as f64) as f32,
-    };
+    let slopes = settings.slopes(n);
     by_projections
         .par_chunks_exact_mut(columns)
         .zip(points.par_chunks_exact_mut(2))
@@ -105,7 +79,15 @@ pub(super) fn image_loss(
         .for_each(|(row, (by, sums))| {
             let here = row * columns..(row + 1) * columns;
             let weights = weights.map(|weights| &weights[here.clone()]);
-            sums.copy_from_slice(&point_row(simd, &point, &projections[here.clone()], &measured[here], weights, by));
+            sums.copy_from_slice(&point_row(
+                simd,
+                settings.huber,
+                &slopes,
+                &projections[here.clone()],
+                &measured[here],
+                weights,
+                by,
+            ));
         });
     if similar {
         let planes = Views {
@@ -115,7 +97,7 @@ pub(super) fn image_loss(
             target: by_projections.as_mut_ptr(),
             sums: similarities.as_mut_ptr(),
             scale: 1.0 / settings.data_range,
-            weight: (f64::from(settings.dissimilarity) / (f64::from(settings.data_range) * n as f64)) as f32,
+            weight: settings.similarity_slope(n),
         };
         // Enough bands for all threads; never changes a result.
         let bands = (2 * rayon::current_num_threads()).div_ceil(views).min(detector.rows.div_ceil(BAND));
@@ -126,35 +108,17 @@ pub(super) fn image_loss(
             view_band(simd, &planes, view, out, scratch.of_this_thread().floats());
         });
     }
-    let mean = |sum: f64| sum / n as f64;
-    let l1 = mean(points.iter().step_by(2).sum());
-    let squares = mean(points.iter().skip(1).step_by(2).sum());
-    let dissimilarity = if similar { mean(similarities.iter().sum()) } else { 0.0 };
-    let weighted = |weight: f32, value: f64| f64::from(weight) * value;
-    Ok(ImageLossValue {
-        total: weighted(settings.l1, l1)
-            + weighted(settings.squares, squares)
-            + weighted(settings.dissimilarity, dissimilarity),
-        l1: if settings.l1 > 0.0 { l1 } else { 0.0 },
-        squares: if settings.squares > 0.0 { squares } else { 0.0 },
-        dissimilarity,
-    })
-}
-
-/// The pointwise parts' constants.
-struct Point {
-    huber: f32,
-    /// `1 / huber`.
-    sharpness: f32,
-    /// Factors of the gradient.
-    l1: f32,
-    squares: f32,
+    let moduli = points.iter().step_by(2).sum();
+    let squares = points.iter().skip(1).step_by(2).sum();
+    let dissimilarity = if similar { similarities.iter().sum() } else { 0.0 };
+    Ok(settings.value(n, [moduli, squares, dissimilarity]))
 }
 
 /// Writes a row of the pointwise parts' gradient; gives the sums of moduli and squares.
 #[inline(always)]
 unsafe fn point_row_body<W: Wide>(
-    point: &Point,
+    huber: f32,
+    slopes: &PointSlopes,
     projections: &[f32],
     measured: &[f32],
     weights: Option<&[f32]>,
@@ -163,7 +127,7 @@ unsafe fn point_row_body<W: Wide>(
     // SAFETY: the caller's; all rows have one length, and nothing is touched behind it.
     unsafe {
         let one = W::splat(1.0);
-        let (low, half_huber) = (W::splat(-1.0), W::splat(0.5 * point.huber));
+        let (low, half_huber) = (W::splat(-1.0), W::splat(0.5 * huber));
         let mut sums = [W::splat(0.0); 2];
         for at in (0..by.len()).step_by(W::N) {
             let left = by.len() - at;
@@ -174,11 +138,11 @@ unsafe fn point_row_body<W: Wide>(
                 None => one,
             };
             // The slope of Huber's function: the sign, but for the middle.
-            let slope = W::max(W::min(W::mul(r, W::splat(point.sharpness)), one), low);
+            let slope = W::max(W::min(W::mul(r, W::splat(slopes.sharpness)), one), low);
             let modulus = W::mul(slope, W::sub(r, W::mul(slope, half_huber)));
             sums[0] = W::fma(weight, modulus, sums[0]);
             sums[1] = W::fma(weight, W::mul(r, r), sums[1]);
-            let gradient = W::fma(r, W::splat(point.squares), W::mul(slope, W::splat(point.l1)));
+            let gradient = W::fma(r, W::splat(slopes.squares), W::mul(slope, W::splat(slopes.l1)));
             W::store_first(by.as_mut_ptr().add(at), left, W::mul(weight, gradient));
         }
         [f64::from(W::sum(sums[0])), f64::from(W::sum(sums[1]))]
@@ -187,7 +151,8 @@ unsafe fn point_row_body<W: Wide>(
 at_each_level!(
     /// See [`point_row_body`].
     point_row => point_row_body(
-        point: &Point,
+        huber: f32,
+    slopes: &PointSlopes,
         projections: &[f32],
         measured: &[f32],
         weights: Option<&[f32]>,

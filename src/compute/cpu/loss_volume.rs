@@ -25,7 +25,6 @@ use rayon::prelude::*;
 use super::super::ComputeError;
 use super::super::losses::{LossWorkload, VolumeSsimLoss, VolumeSsimValue};
 use super::gaussian_lanes::{Wide, at_each_level};
-use super::loss_image::{check_range, check_setting};
 use super::loss_window::{LANES, LaneWeights, Plane, buffer_floats, similarity};
 use super::scratch::{Need, Scratch};
 use super::simd::SimdLevel;
@@ -91,28 +90,7 @@ pub(super) fn volume_ssim_loss(
     check_len(OPERATION, "volume", volume.len(), n)?;
     check_len(OPERATION, "reference", reference.len(), n)?;
     check_len(OPERATION, "by_volume", by_volume.len(), n)?;
-    check_setting(OPERATION, "weight", settings.weight)?;
-    let limit = check_range(OPERATION, settings.data_range)?;
-    if !settings.empty_at.is_finite() {
-        let (parameter, value) = ("empty_at", settings.empty_at);
-        return Err(ComputeError::Value {
-            operation: OPERATION,
-            parameter,
-            index: 0,
-            value,
-            requirement: "must be finite",
-        });
-    }
-    check_values(OPERATION, "axes", &settings.axes, 0.0..=1e15)?;
-    if settings.axes == [0.0; 3] {
-        return Err(ComputeError::Value {
-            operation: OPERATION,
-            parameter: "axes",
-            index: 0,
-            value: 0.0,
-            requirement: "must be above 0 for one axis at least; leave the loss out where none is wanted",
-        });
-    }
+    let limit = settings.check(OPERATION)?;
     check_values(OPERATION, "volume", volume, -limit..=limit)?;
     check_values(OPERATION, "reference", reference, -limit..=limit)?;
     if n == 0 {
@@ -139,9 +117,7 @@ pub(super) fn volume_ssim_loss(
         let taken = if settings.axes[axis] > 0.0 { voxels[axis] } else { 0 };
         (0..taken).filter(|&slice| used(axis, slice)).count()
     });
-    // The axes that take part share 1.
-    let axes = [0, 1, 2].map(|axis| if slices[axis] > 0 { f64::from(settings.axes[axis]) } else { 0.0 });
-    let shared: f64 = axes.iter().sum();
+    let parts = settings.parts(slices);
     let (mut dissimilarity, mut by_axis) = (0.0, [0.0; 3]);
     for axis in 0..3 {
         if slices[axis] == 0 {
@@ -149,7 +125,7 @@ pub(super) fn volume_ssim_loss(
         }
         let orientation = Orientation::across(axis, voxels);
         let pixels = orientation.rows[0] * orientation.columns[0];
-        let (part, mean) = (axes[axis] / shared, 1.0 / (slices[axis] * pixels) as f64);
+        let (part, mean) = (parts[axis], 1.0 / (slices[axis] * pixels) as f64);
         let share = part * mean;
         let (blocks, rows) = (orientation.blocks(), orientation.rows[0]);
         let sums: &mut [f64] = bytemuck::cast_slice_mut(&mut sums[..2 * blocks * rows]);

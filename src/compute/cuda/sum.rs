@@ -32,7 +32,13 @@ impl DeviceSum {
         Self::for_blocks(launcher, super::total_variation::blocks(voxels).max(1))
     }
 
-    fn for_blocks(launcher: &dyn Launcher, blocks: usize) -> Result<Self, ComputeError> {
+    /// Bytes of the sum of a launch of so many blocks.
+    pub(super) fn bytes(blocks: usize) -> usize {
+        (blocks + 1).saturating_mul(size_of::<f64>())
+    }
+
+    /// For a launch of so many blocks.
+    pub(super) fn for_blocks(launcher: &dyn Launcher, blocks: usize) -> Result<Self, ComputeError> {
         Ok(Self { partials: DeviceSlice::allocate(launcher, blocks)?, total: DeviceSlice::allocate(launcher, 1)? })
     }
 
