@@ -247,6 +247,8 @@ fn wide_slices_are_as_on_the_cpu() {
     });
 }
 
+type IsThere<'a> = &'a dyn Fn(usize, usize, usize) -> bool;
+
 #[test]
 fn empty_slices_are_left_out() {
     on_each("volume_ssim_loss, empty slices", |carrier| {
@@ -256,8 +258,7 @@ fn empty_slices_are_left_out() {
         let within = |x: usize, y: usize, z: usize| (3..9).contains(&x) && (1..12).contains(&y) && z % 5 == 2;
         let corner = |x: usize, y: usize, z: usize| [x, y, z] == [13, 11, 18];
         let nothing = |_: usize, _: usize, _: usize| false;
-        let taken: [(&dyn Fn(usize, usize, usize) -> bool, [usize; 3]); 3] =
-            [(&within, [6, 11, 4]), (&corner, [1; 3]), (&nothing, [0; 3])];
+        let taken: [(IsThere<'_>, [usize; 3]); 3] = [(&within, [6, 11, 4]), (&corner, [1; 3]), (&nothing, [0; 3])];
         for (is_there, slices) in taken {
             let mut reference = vec![0.5; volume.len()];
             for (i, value) in reference.iter_mut().enumerate() {

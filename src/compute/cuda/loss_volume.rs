@@ -121,8 +121,8 @@ pub fn volume_ssim_loss(
     check_len(OPERATION, "reference", reference.len(), n)?;
     check_len(OPERATION, "by_volume", by_volume.len(), n)?;
     settings.check(OPERATION)?;
-    for axis in 0..3 {
-        check_len(OPERATION, "room", room.voxels[axis], voxels[axis])?;
+    for (given, needed) in room.voxels.into_iter().zip(voxels) {
+        check_len(OPERATION, "room", given, needed)?;
     }
     if n == 0 {
         return Ok(());
