@@ -11,32 +11,14 @@
 // Floor: bytes at 4.3 TB/s. 256^3 voxels: 16 bytes each for the first two (0.062 ms), 12 for descend (0.047 ms), 4 or 8 for the norms
 // (0.016, 0.031 ms). A handful of operations a value, and one float64 sum a thread.
 // Order: a thread sums its 16 values in float32, the block its threads in float64: the count alone settles it.
-#include "common.cuh"
+#include "tile.cuh"
 
 namespace sart {
 
-constexpr int THREADS = 256;
-constexpr int FOURS = 4;
-constexpr int TILE = THREADS * FOURS * 4;
-
-// First of the four values that this thread handles in its turn `four`.
-__device__ __forceinline__ long long place(int four) {
-    return static_cast<long long>(TILE) * blockIdx.x + 4 * (four * THREADS + int(threadIdx.x));
-}
+using namespace tile;
 
 // As `max`, but NaN stays: a volume spoilt by its data shows it.
 __device__ __forceinline__ float at_least(float value, float least) { return value < least ? least : value; }
-
-__device__ __forceinline__ float square(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
-
-__device__ __forceinline__ float4 minus(float4 a, float4 b) {
-    return make_float4(a.x - b.x, a.y - b.y, a.z - b.z, a.w - b.w);
-}
-
-__device__ __forceinline__ void leave(float sum, double* partials) {
-    double total = block_sum(double(sum));
-    if (threadIdx.x == 0) partials[blockIdx.x] = total;
-}
 
 __device__ __forceinline__ float residual(float measured, float weight, float projection) {
     return weight == 0.0f ? 0.0f : measured - projection;
@@ -52,7 +34,7 @@ __device__ __forceinline__ float corrected(const Step& step, float value, float 
 
 }  // namespace sart
 
-extern "C" __global__ void __launch_bounds__(sart::THREADS)
+extern "C" __global__ void __launch_bounds__(tile::THREADS)
     weigh_residual(const float* __restrict__ measured, const float* __restrict__ weights,
                    float* __restrict__ projections, long long count, double* __restrict__ partials) {
     using namespace sart;
@@ -69,11 +51,11 @@ extern "C" __global__ void __launch_bounds__(sart::THREADS)
         sum += square(r);
         store4(projections, place(i), count, make_float4(w[i].x * r.x, w[i].y * r.y, w[i].z * r.z, w[i].w * r.w));
     }
-    leave(sum, partials);
+    leave(double(sum), partials);
 }
 REGISTER_KERNEL(weigh_residual)
 
-extern "C" __global__ void __launch_bounds__(sart::THREADS)
+extern "C" __global__ void __launch_bounds__(tile::THREADS)
     apply_correction(sart::Step step, const float* __restrict__ correction, const float* __restrict__ column_sums,
                      float* __restrict__ volume, long long count, double* __restrict__ partials) {
     using namespace sart;
@@ -96,11 +78,11 @@ extern "C" __global__ void __launch_bounds__(sart::THREADS)
         sum += square(change);
         store4(volume, place(i), count, next);
     }
-    leave(sum, partials);
+    leave(double(sum), partials);
 }
 REGISTER_KERNEL(apply_correction)
 
-extern "C" __global__ void __launch_bounds__(sart::THREADS)
+extern "C" __global__ void __launch_bounds__(tile::THREADS)
     descend(float step, const float* __restrict__ gradient, float least, float* __restrict__ volume, long long count) {
     using namespace sart;
     float4 g[FOURS], v[FOURS];
@@ -116,18 +98,18 @@ extern "C" __global__ void __launch_bounds__(sart::THREADS)
 }
 REGISTER_KERNEL(descend)
 
-extern "C" __global__ void __launch_bounds__(sart::THREADS)
+extern "C" __global__ void __launch_bounds__(tile::THREADS)
     squared_norm(const float* __restrict__ values, long long count, double* __restrict__ partials) {
     using namespace sart;
     float4 v[FOURS];
     for (int i = 0; i < FOURS; i++) v[i] = load4(values, place(i), count);
     float sum = 0.0f;
     for (int i = 0; i < FOURS; i++) sum += square(v[i]);
-    leave(sum, partials);
+    leave(double(sum), partials);
 }
 REGISTER_KERNEL(squared_norm)
 
-extern "C" __global__ void __launch_bounds__(sart::THREADS)
+extern "C" __global__ void __launch_bounds__(tile::THREADS)
     squared_distance(const float* __restrict__ first, const float* __restrict__ second, long long count,
                      double* __restrict__ partials) {
     using namespace sart;
@@ -138,6 +120,6 @@ extern "C" __global__ void __launch_bounds__(sart::THREADS)
     }
     float sum = 0.0f;
     for (int i = 0; i < FOURS; i++) sum += square(minus(a[i], b[i]));
-    leave(sum, partials);
+    leave(double(sum), partials);
 }
 REGISTER_KERNEL(squared_distance)

@@ -4,6 +4,7 @@
 #include "../adam_step.cu"
 #include "../back_project_fdk.cu"
 #include "../back_project_matched.cu"
+#include "../experts.cu"
 #include "../filter_rows.cu"
 #include "../forward_project.cu"
 #include "../loss_image.cu"
@@ -11,6 +12,8 @@
 #include "../sart.cu"
 #include "../sum.cu"
 #include "../total_variation.cu"
+#include "../values.cu"
+#include "../views.cu"
 #include "../weight_projections.cu"
 
 namespace {

@@ -16,6 +16,7 @@ mod adam_step;
 mod back_project_fdk;
 mod back_project_matched;
 mod executor;
+mod experts;
 mod filter_rows;
 mod forward_project;
 mod launcher;
@@ -27,12 +28,15 @@ mod sart;
 mod scan_table;
 mod sum;
 mod total_variation;
+mod values;
+mod views;
 mod weight_projections;
 
 pub use adam_step::adam_step;
 pub use back_project_fdk::back_project_fdk;
 pub use back_project_matched::back_project_matched;
 pub use executor::{Executor, Turns};
+pub use experts::{ExpertsTable, add_experts_gradient};
 pub use filter_rows::{FilterTable, filter_rows};
 pub use forward_project::forward_project;
 pub use launcher::{Arguments, LaunchShape, Launcher};
@@ -43,6 +47,8 @@ pub use sart::{apply_correction, descend, squared_distance, squared_norm, weigh_
 pub use scan_table::{ScanTable, ViewRecord};
 pub use sum::DeviceSum;
 pub use total_variation::{add_total_variation_gradient, total_variation};
+pub use values::{add_modulus_gradient, add_scaled, count_not_finite, dot, hold_at_zero, scale, subtract};
+pub use views::{held_back_squares, mix_sharpened, take_aperture, times_root, whiten};
 pub use weight_projections::{DeviceWeights, weight_projections};
 
 use super::ComputeError;

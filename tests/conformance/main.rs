@@ -7,8 +7,10 @@
 
 mod carriers;
 mod elementwise;
+mod experts;
 mod fdk;
 mod losses;
+mod optimisation;
 mod prebuilt;
 mod projectors;
 mod refusals;

@@ -8,7 +8,7 @@ use super::super::ComputeError;
 use super::super::sart::CorrectionStep;
 use super::{Arguments, DeviceSlice, DeviceSum, LaunchShape, Launcher, check_len};
 
-/// Values of a block (`sart::TILE` of the kernels).
+/// Values of a block (`tile::TILE` of the kernels).
 const TILE: usize = 4096;
 
 /// `sart::Step` of the kernels.
@@ -25,7 +25,8 @@ pub(super) fn blocks(values: usize) -> usize {
     values.div_ceil(TILE)
 }
 
-fn shape(operation: &'static str, values: usize) -> Result<LaunchShape, ComputeError> {
+/// The launch over so many values.
+pub(super) fn shape(operation: &'static str, values: usize) -> Result<LaunchShape, ComputeError> {
     LaunchShape::covering(operation, [values, 1, 1], [TILE, 1, 1], [256, 1, 1])
 }
 
