@@ -5,7 +5,8 @@ use std::f64::consts::TAU;
 use diffnr::compute::ComputeError;
 use diffnr::compute::cpu::ramp_filter::{RampFilter, Window};
 use diffnr::compute::cuda;
-use diffnr::compute::cuda::{DeviceSlice, DeviceSum, DeviceWeights, FilterTable, Launcher, ScanTable};
+use diffnr::compute::cuda::{DeviceSlice, DeviceSum, DeviceWeights, ExpertsTable, FilterTable, Launcher, ScanTable};
+use diffnr::compute::experts::{Expert, Experts, TAPS};
 use diffnr::compute::gaussians::AdamStep;
 use diffnr::compute::sart::CorrectionStep;
 use diffnr::compute::total_variation::TotalVariation;
@@ -13,6 +14,7 @@ use diffnr::geometry::Detector;
 
 use crate::carriers::on_each;
 use crate::scans::{grid, orbit};
+use crate::values::{download, upload};
 
 fn new(launcher: &dyn Launcher, len: usize) -> DeviceSlice<f32> {
     DeviceSlice::allocate(launcher, len).unwrap()
@@ -93,6 +95,70 @@ fn elementwise_operations_refuse_wrong_lengths() {
         refused(gradient(a, short), "add_total_variation_gradient", "gradient");
         let flat = TotalVariation { epsilon: 0.0, ..variation };
         assert!(matches!(cuda::total_variation(l, &flat, a, &sum), Err(ComputeError::Value { .. })));
+    });
+}
+
+#[test]
+fn operations_of_the_optimisation_refuse_wrong_lengths() {
+    on_each("refusals of the optimisation's operations", |carrier| {
+        let launcher = carrier.launcher();
+        let l = launcher.as_ref();
+        let [a, b, c] = [9000, 9000, 9000].map(|len| new(l, len));
+        let short = new(l, 8999);
+        let (sum, small) = (DeviceSum::for_values(l, 9000).unwrap(), DeviceSum::for_values(l, 4000).unwrap());
+        refused(cuda::subtract(l, short, b, c), "subtract", "first");
+        refused(cuda::subtract(l, a, short, c), "subtract", "second");
+        refused(cuda::add_scaled(l, 1.0, short, a), "add_scaled", "from");
+        refused(cuda::dot(l, a, short, &sum), "dot", "second");
+        refused(cuda::dot(l, a, b, &small), "dot", "sum");
+        refused(cuda::hold_at_zero(l, short, a), "hold_at_zero", "volume");
+        refused(cuda::count_not_finite(l, a, &small), "count_not_finite", "sum");
+        refused(cuda::add_modulus_gradient(l, 1.0, short, b, c), "add_modulus_gradient", "volume");
+        refused(cuda::add_modulus_gradient(l, 1.0, a, short, c), "add_modulus_gradient", "reference");
+        refused(cuda::whiten(l, short, b, c), "whiten", "weights");
+        refused(cuda::whiten(l, a, short, c), "whiten", "gradient");
+        refused(cuda::times_root(l, short, b, c), "times_root", "weights");
+        refused(cuda::times_root(l, a, short, c), "times_root", "values");
+        refused(cuda::mix_sharpened(l, 1.0, 1.0, short, b, c), "mix_sharpened", "weights");
+        refused(cuda::mix_sharpened(l, 1.0, 1.0, a, short, c), "mix_sharpened", "filtered");
+        refused(cuda::held_back_squares(l, a, short, c, &sum), "held_back_squares", "measured");
+        refused(cuda::held_back_squares(l, a, b, short, &sum), "held_back_squares", "weights");
+        refused(cuda::held_back_squares(l, a, b, c, &small), "held_back_squares", "sum");
+        let detector = Detector { columns: 30, rows: 10 };
+        refused(cuda::take_aperture(l, detector, [0.1; 2], short, short), "take_aperture", "views");
+        refused(cuda::take_aperture(l, detector, [0.1; 2], a, short), "take_aperture", "out");
+
+        let expert = Expert { taps: [0.0; TAPS], convex: [1.0; 2], saturating: [1.0; 2] };
+        let experts = Experts::new(vec![expert], vec![1.0; 2], 0.04).unwrap();
+        let table = ExpertsTable::upload(l, &experts).unwrap();
+        let gradient = |volume, gradient| cuda::add_experts_gradient(l, &table, [10, 30, 30], 1.0, volume, gradient);
+        refused(gradient(short, b), "add_experts_gradient", "volume");
+        refused(gradient(a, short), "add_experts_gradient", "gradient");
+    });
+}
+
+#[test]
+fn values_are_copied_on_the_device() {
+    on_each("copies on the device", |carrier| {
+        let values: Vec<f32> = (0..100u8).map(f32::from).collect();
+        let copied = carrier.run(|launcher| {
+            let (from, to) = (upload(launcher, &values), upload(launcher, &[-1.0; 60]));
+            from.part(30..80).unwrap().copy_to_slice(launcher, to.part(5..55).unwrap()).unwrap();
+            from.part(0..0).unwrap().copy_to_slice(launcher, to.part(60..60).unwrap()).unwrap();
+            // Side by side is not one over the other.
+            from.part(0..50).unwrap().copy_to_slice(launcher, from.part(50..100).unwrap()).unwrap();
+            vec![download(launcher, to), download(launcher, from)]
+        });
+        let expected: Vec<f32> = [vec![-1.0; 5], values[30..80].to_vec(), vec![-1.0; 5]].concat();
+        assert_eq!(copied, [expected, [&values[..50], &values[..50]].concat()]);
+
+        let launcher = carrier.launcher();
+        let l = launcher.as_ref();
+        let a = new(l, 100);
+        refused(a.copy_to_slice(l, new(l, 99)), "copy_to_slice", "to");
+        let error = a.part(0..51).unwrap().copy_to_slice(l, a.part(49..100).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("overlap"), "{error}");
+        assert!(l.copy(0, 4096, 16).is_err() && l.copy(4096, 0, 16).is_err() && l.copy(0, usize::MAX - 3, 16).is_err());
     });
 }
 

@@ -165,6 +165,16 @@ impl Launcher for Executor {
         Ok(())
     }
 
+    fn copy(&self, from: usize, to: usize, bytes: usize) -> Result<(), ComputeError> {
+        if from.abs_diff(to) < bytes {
+            return Err(device_error(format!("{bytes} bytes at {from} and at {to} overlap")));
+        }
+        let (from, to) = (self.address(from..from.saturating_add(bytes))?, self.address(to..to.saturating_add(bytes))?);
+        // SAFETY: both within the arena, apart from each other; nobody else touches it.
+        self.alone(|_| unsafe { to.copy_from_nonoverlapping(from, bytes) });
+        Ok(())
+    }
+
     fn fill(&self, bytes: Range<usize>, pattern: u32) -> Result<(), ComputeError> {
         let words = bytes.len() / size_of::<u32>();
         let to = self.address(bytes)?.cast::<u32>();

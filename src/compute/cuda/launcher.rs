@@ -35,6 +35,12 @@ pub trait Launcher: Send + Sync {
     /// As [`Launcher::copy_in`].
     fn copy_out(&self, offset: usize, to: &mut [u8]) -> Result<(), ComputeError>;
 
+    /// Copies bytes from one offset to another, on the device.
+    ///
+    /// # Errors
+    /// As [`Launcher::copy_in`], and where the two overlap.
+    fn copy(&self, from: usize, to: usize, bytes: usize) -> Result<(), ComputeError>;
+
     /// Fills bytes (a multiple of four) with a pattern of four.
     ///
     /// # Errors

@@ -142,6 +142,15 @@ impl<T: Pod> DeviceSlice<T> {
         check_len("copy_to", "values", values.len(), self.len)?;
         launcher.copy_out(self.offset, bytemuck::cast_slice_mut(values))
     }
+
+    /// Copies to another buffer, on the device.
+    ///
+    /// # Errors
+    /// [`ComputeError::Shape`] where the lengths differ, [`ComputeError::Device`] where the buffers overlap or the device refuses.
+    pub fn copy_to_slice(&self, launcher: &dyn Launcher, to: Self) -> Result<(), ComputeError> {
+        check_len("copy_to_slice", "to", to.len, self.len)?;
+        launcher.copy(self.offset, to.offset, self.len * size_of::<T>())
+    }
 }
 
 impl DeviceSlice<f32> {
