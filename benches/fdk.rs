@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use diffnr::compute::cpu::{CpuCompute, SimdLevel};
-use diffnr::compute::{Compute, ProjectionWeights};
+use diffnr::compute::{Compute as _, ProjectionWeights};
 use diffnr::geometry::{CircularOrbit, Detector, ScanGeometry, VolumeGrid};
 use diffnr::reconstruct::{FdkAccumulator, FdkPlan, FdkSettings};
 use floor::Floor;
@@ -91,33 +91,33 @@ impl Row {
         let mut volume = vec![0.0_f32; grid.len()];
         let image = vec![0.5_f32; pixels];
         let columns = vec![1.0_f32; views * geometry.detector.columns];
-        let weights = ProjectionWeights { detector: geometry.detector, pad: [0, 0], image: &image, columns: &columns };
+        let weights = ProjectionWeights { detector: geometry.detector, pad: [0, 0], image: &image[..], columns: &columns };
         let filter = diffnr::compute::cpu::ramp_filter::RampFilter::new(
             geometry.detector.columns,
             diffnr::compute::cpu::ramp_filter::Window::RamLak,
             1.0,
         );
-        let carrier: &dyn Compute = compute;
-        let weight = time(|| carrier.weight_projections(&weights, &projections, &mut weighted).expect("fits"));
+        let compute: &CpuCompute = compute;
+        let weight = time(|| compute.weight_projections(&weights, &projections, &mut weighted).expect("fits"));
         // Filtering over and over drives values towards 0: denormals would slow it down.
         let filter_seconds = time(|| {
             weighted[..pixels].fill(1.0);
-            carrier.filter_rows(&filter, &mut weighted).expect("fits");
+            compute.filter_rows(&filter, &mut weighted).expect("fits");
         });
         weighted.copy_from_slice(&projections);
-        let back_project = time(|| carrier.back_project_fdk(&geometry, &grid, &weighted, &mut volume).expect("fits"));
+        let back_project = time(|| compute.back_project_fdk(&geometry, &grid, &weighted, &mut volume).expect("fits"));
         drop(volume);
-        let mut accumulator = FdkAccumulator::new(Arc::clone(&plan)).expect("fits");
+        let mut accumulator = FdkAccumulator::new(compute, Arc::clone(&plan)).expect("fits");
         let whole = time(|| {
-            accumulator.reset();
-            accumulator.add_views(carrier, 0, &projections).expect("fits");
+            accumulator.reset(compute).expect("fits");
+            accumulator.add_views(compute, 0, &projections).expect("fits");
         });
         let mut next = 0;
         let one_view = time(|| {
             if next == 0 {
-                accumulator.reset();
+                accumulator.reset(compute).expect("fits");
             }
-            accumulator.add_view(carrier, next, None, &projections[next * pixels..][..pixels]).expect("fits");
+            accumulator.add_view(compute, next, None, &projections[next * pixels..][..pixels]).expect("fits");
             next = (next + 1) % views;
         });
         Self { voxels, views, weight, filter: filter_seconds, back_project, whole, one_view }

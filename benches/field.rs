@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use diffnr::compute::cpu::{CpuCompute, SimdLevel};
 use diffnr::compute::field::{
-    FieldCompute, FieldGradients, FieldJitter, FieldRays, FieldShape, FieldWorkload, RayPixel,
+    FieldCompute, FieldJitter, FieldRays, FieldShape, FieldWorkload, HostFieldGradients, RayPixel,
 };
 use diffnr::geometry::{CircularOrbit, Detector, VolumeGrid};
 use diffnr::represent::field::draw::draw_rays;
@@ -68,7 +68,7 @@ impl Case {
         let grid = VolumeGrid::over_box([*voxels; 3], DVec3::splat(256.0), DVec3::ZERO);
         let mut cpu = CpuCompute::with_simd(threads, simd).unwrap();
         cpu.prepare_field(&FieldWorkload { shape: *shape, voxels: grid.voxels }).unwrap();
-        let mut field = Field::new(shape, &grid).unwrap();
+        let mut field = Field::new(&cpu, shape, &grid).unwrap();
         let weights = field.layout().network_len() as f64;
         let parameters = (field.layout().tables_len() + field.layout().network_len()) as f64;
         let jitter = Some(FieldJitter { seed: 1, iteration: 2 });
@@ -125,8 +125,8 @@ impl Case {
         report("project", seconds, points, weights + forward, 0.0);
         let seconds = medians(|| {
             let (parameters, gradients) = field.parameters_and_gradients();
-            let FieldGradients { tables, network } = gradients;
-            let mut gradients = FieldGradients { tables, network };
+            let HostFieldGradients { tables, network } = gradients;
+            let mut gradients = HostFieldGradients { tables, network };
             cpu.field_project_backward(&rays, &parameters, &integrals, &mut gradients).unwrap();
         });
         report("project_backward", seconds, points, 4.0 * weights + backward, 0.0);

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use diffnr::compute::cpu::{CpuCompute, SimdLevel};
 use diffnr::compute::experts::{Expert, Experts, ExpertsCompute, TAPS};
-use diffnr::compute::total_variation::{TotalVariation, VariationCompute};
+use diffnr::compute::total_variation::TotalVariation;
 use floor::Floor;
 
 fn median_s(mut work: impl FnMut()) -> f64 {

@@ -4,7 +4,9 @@
 //! Orders of memory are those of [`crate::geometry`]: volumes `[x][y][z]`, projections `[view][row v][column u]`, float32.
 //! Every operation gives bit-identical results for any number of threads.
 
+mod buffer;
 pub mod cpu;
+pub mod elements;
 pub mod cuda;
 pub mod experts;
 pub mod field;
@@ -12,6 +14,8 @@ pub mod gaussians;
 pub mod sart;
 pub mod total_variation;
 pub mod losses;
+
+pub use buffer::{Buffer, Values, ValuesMut};
 
 use crate::error::{Classed, ErrorClass};
 use crate::geometry::{Detector, ScanGeometry, VolumeGrid};
@@ -42,6 +46,14 @@ pub enum ComputeError {
         needed: usize,
         /// Bytes there.
         prepared: usize,
+    },
+    /// There is no memory for a buffer.
+    #[error("no memory for {buffer}: {bytes} bytes; use a smaller grid, or fewer views a call")]
+    Memory {
+        /// Which.
+        buffer: &'static str,
+        /// Its bytes.
+        bytes: usize,
     },
     /// A value that no result can come from.
     #[error("{operation}: `{parameter}` of element {index} is {value}; it {requirement}")]
@@ -101,18 +113,18 @@ pub struct Workload {
 /// Pixel weights of some views, as a product of two factors: what all rows of a view share changes from view to view
 /// (redundancy, angular step), the rest mostly does not (cosine), so that no weight image a view need be held.
 #[derive(Debug, Clone, Copy)]
-pub struct ProjectionWeights<'a> {
+pub struct ProjectionWeights<'a, V = &'a [f32]> {
     /// Size of the views.
     pub detector: Detector,
     /// Columns of zeros to put before the first and after the last column (half-fan).
     pub pad: [usize; 2],
     /// `[row v][column u]`: one image for all views, or one a view.
-    pub image: &'a [f32],
+    pub image: V,
     /// `[view][column u]`.
     pub columns: &'a [f32],
 }
 
-impl ProjectionWeights<'_> {
+impl<V> ProjectionWeights<'_, V> {
     /// Columns of a weighted view.
     #[must_use]
     pub fn wide_columns(&self) -> usize {
@@ -127,6 +139,7 @@ pub trait Operations:
     + field::FieldCompute
     + experts::ExpertsCompute
     + losses::LossCompute
+    + elements::ElementCompute
     + sart::SartCompute
     + total_variation::VariationCompute
 {
@@ -138,15 +151,100 @@ impl<T> Operations for T where
         + field::FieldCompute
         + experts::ExpertsCompute
         + losses::LossCompute
+        + elements::ElementCompute
         + sart::SartCompute
         + total_variation::VariationCompute
 {
 }
 
+/// A carrier's memory: where buffers lie that its operations work on.
+pub trait Memory: Send + Sync {
+    /// A buffer of `len` zeros; `buffer` names it where there is no memory for it.
+    ///
+    /// # Errors
+    /// [`ComputeError::Memory`].
+    fn buffer(&self, buffer: &'static str, len: usize) -> Result<Buffer, ComputeError>;
+
+    /// Copies from the host into a buffer.
+    ///
+    /// # Errors
+    /// [`ComputeError::Shape`] where the lengths differ, [`ComputeError::Device`] where the device refuses.
+    fn write(&self, from: &[f32], to: ValuesMut<'_>) -> Result<(), ComputeError>;
+
+    /// Copies from a buffer to the host, after every operation before has ended.
+    ///
+    /// # Errors
+    /// As [`Memory::write`].
+    fn read(&self, from: Values<'_>, to: &mut [f32]) -> Result<(), ComputeError>;
+
+    /// Copies from one buffer to another.
+    ///
+    /// # Errors
+    /// As [`Memory::write`].
+    fn copy(&self, from: Values<'_>, to: ValuesMut<'_>) -> Result<(), ComputeError>;
+
+    /// Sets every value.
+    ///
+    /// # Errors
+    /// [`ComputeError::Device`] where the device refuses.
+    fn fill(&self, value: f32, to: ValuesMut<'_>) -> Result<(), ComputeError>;
+
+    /// Floats that a copy on the host of `len` values takes: none where buffers lie there themselves.
+    fn copy_len(&self, len: usize) -> usize;
+
+    /// Values on the host: those of the buffer itself where it lies there, else read into `copy`, which has [`Memory::copy_len`] floats (or more).
+    ///
+    /// # Errors
+    /// As [`Memory::read`].
+    fn on_host<'a>(&self, values: Values<'a>, copy: &'a mut [f32]) -> Result<&'a [f32], ComputeError> {
+        let Values::Host(values) = values else {
+            let copy = buffer::enough("on_host", copy, values.len())?;
+            self.read(values, copy)?;
+            return Ok(copy);
+        };
+        Ok(values)
+    }
+
+    /// Values of the host where operations can read them: as they are where buffers lie on the host, else written into `room`, a buffer of
+    /// [`Memory::copy_len`] floats (or more).
+    ///
+    /// # Errors
+    /// As [`Memory::write`].
+    fn on_carrier<'a>(&self, values: &'a [f32], room: &'a mut Buffer) -> Result<Values<'a>, ComputeError> {
+        if self.copy_len(values.len()) < values.len() {
+            return Ok(Values::Host(values));
+        }
+        self.write(values, room.values_mut().part(0..values.len()))?;
+        Ok(room.values().part(0..values.len()))
+    }
+
+    /// A buffer with these values.
+    ///
+    /// # Errors
+    /// As [`Memory::buffer`] and [`Memory::write`].
+    fn filled(&self, buffer: &'static str, values: &[f32]) -> Result<Buffer, ComputeError> {
+        let mut filled = self.buffer(buffer, values.len())?;
+        self.write(values, filled.values_mut())?;
+        Ok(filled)
+    }
+
+    /// Gives up a buffer for its values.
+    ///
+    /// # Errors
+    /// As [`Memory::read`].
+    fn take(&self, buffer: Buffer) -> Result<Vec<f32>, ComputeError> {
+        buffer.into_host().or_else(|buffer| {
+            let mut values = vec![0.0; buffer.len()];
+            self.read(buffer.values(), &mut values)?;
+            Ok(values)
+        })
+    }
+}
+
 /// The operations. Implementations: [`cpu::CpuCompute`].
 ///
 /// A call's scratch comes from what [`Compute::prepare`] allocated; no operation allocates on the heap after that.
-pub trait Compute: Send + Sync {
+pub trait Compute: Memory {
     /// What carries out the operations, in words (processor, SIMD level, threads), as status and volume headers quote it.
     fn description(&self) -> String;
 
@@ -168,8 +266,8 @@ pub trait Compute: Send + Sync {
         &self,
         geometry: &ScanGeometry,
         grid: &VolumeGrid,
-        volume: &[f32],
-        projections: &mut [f32],
+        volume: Values<'_>,
+        projections: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 
     /// The matched adjoint of [`Compute::forward_project`] (`A' y`), the same weights transposed. Overwrites `volume`.
@@ -180,8 +278,8 @@ pub trait Compute: Send + Sync {
         &self,
         geometry: &ScanGeometry,
         grid: &VolumeGrid,
-        projections: &[f32],
-        volume: &mut [f32],
+        projections: Values<'_>,
+        volume: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 
     /// `weighted[view][v][pad + u] = image[v][u] * columns[view][u] * projections[view][v][u]`, zero in the columns added by
@@ -191,16 +289,20 @@ pub trait Compute: Send + Sync {
     /// [`ComputeError::Shape`] where a buffer does not fit.
     fn weight_projections(
         &self,
-        weights: &ProjectionWeights<'_>,
-        projections: &[f32],
-        weighted: &mut [f32],
+        weights: &ProjectionWeights<'_, Values<'_>>,
+        projections: Values<'_>,
+        weighted: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 
     /// Filters every row along u with the frequency response `filter` (see [`cpu::ramp_filter::RampFilter`]), in place.
     ///
     /// # Errors
     /// [`ComputeError::Shape`] where a buffer does not fit.
-    fn filter_rows(&self, filter: &cpu::ramp_filter::RampFilter, projections: &mut [f32]) -> Result<(), ComputeError>;
+    fn filter_rows(
+        &self,
+        filter: &cpu::ramp_filter::RampFilter,
+        projections: ValuesMut<'_>,
+    ) -> Result<(), ComputeError>;
 
     /// Voxel-driven, distance-weighted back-projection of filtered views for FDK, **added** to `volume`:
     /// `volume[x] += sum_views scale / w^2 * bilinear(filtered_view, u(x), v(x))`, `w` the relative depth of
@@ -212,7 +314,7 @@ pub trait Compute: Send + Sync {
         &self,
         geometry: &ScanGeometry,
         grid: &VolumeGrid,
-        filtered: &[f32],
-        volume: &mut [f32],
+        filtered: Values<'_>,
+        volume: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 }

@@ -8,7 +8,7 @@
 pub mod field;
 pub mod gaussians;
 
-use crate::compute::{ComputeError, Operations};
+use crate::compute::{ComputeError, Operations, Values, ValuesMut};
 use crate::error::{Classed, ErrorClass};
 use crate::geometry::VolumeGrid;
 
@@ -43,7 +43,7 @@ pub struct Stage {
 
 /// What the loop asks of a representation: to be a volume, to take the gradient of a loss by that volume, and to step.
 ///
-/// All memory is taken when a representation is made; none of these methods allocates, and each gives the same bits for any
+/// All memory is taken when a representation is made; it lies with the carrier, none of these methods allocates, and each gives the same bits for any
 /// number of threads.
 pub trait Representation: Send {
     /// `gaussians` or `field`, as the command line, status and headers have it.
@@ -55,7 +55,7 @@ pub trait Representation: Send {
     /// What these are called.
     fn unit(&self) -> &'static str;
 
-    /// Starts anew, near the attenuation `start` (1/mm, `[x][y][z]` on `grid`).
+    /// Starts anew, near the attenuation `start` (1/mm, `[x][y][z]` on `grid`), which lies on the host.
     ///
     /// # Errors
     /// [`RepresentError`] where nothing can be begun with that volume.
@@ -71,7 +71,7 @@ pub trait Representation: Send {
         compute: &dyn Operations,
         grid: &VolumeGrid,
         draw: Option<u64>,
-        volume: &mut [f32],
+        volume: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 
     /// Takes the gradient of a loss by the volume that [`Representation::voxelise`] gave for the same draw; several calls add up
@@ -84,7 +84,7 @@ pub trait Representation: Send {
         compute: &dyn Operations,
         grid: &VolumeGrid,
         draw: Option<u64>,
-        by_volume: &[f32],
+        by_volume: Values<'_>,
     ) -> Result<(), ComputeError>;
 
     /// Steps along the gradients taken since the last step, and forgets them.

@@ -9,6 +9,7 @@ mod counting_allocator;
 use std::sync::atomic::Ordering;
 
 use counting_allocator::ALLOCATIONS;
+use diffnr::compute::Operations;
 use diffnr::compute::cpu::CpuCompute;
 use diffnr::compute::gaussians::{GaussianCompute, GaussianWorkload};
 use diffnr::geometry::{CircularOrbit, Detector, VolumeGrid};
@@ -37,13 +38,16 @@ fn an_iteration_allocates_nothing() {
         voxels: grid.voxels,
     })
     .unwrap();
-    let mut gaussians = Gaussians::new(&GaussianLimits {
-        capacity: 3000,
-        density_unit_per_mm: 0.02,
-        smallest_scale_mm: 1.0,
-        largest_scale_mm: 50.0,
-        low_pass_mm: 2.0,
-    })
+    let mut gaussians = Gaussians::new(
+        &cpu,
+        &GaussianLimits {
+            capacity: 3000,
+            density_unit_per_mm: 0.02,
+            smallest_scale_mm: 1.0,
+            largest_scale_mm: 50.0,
+            low_pass_mm: 2.0,
+        },
+    )
     .unwrap();
     let settings = Initialisation { gaussians: 2000, ..Initialisation::default() };
     let mut projections = vec![0.0; geometry.projection_len()];
@@ -51,6 +55,7 @@ fn an_iteration_allocates_nothing() {
         AdaptiveControl { gradient_threshold: 0.0, clone_up_to_mm: 8.0, prune_below_per_mm: 1e-5, seed: 1, round: 0 };
     let part = grid.part([4, 5, 6], [16; 3]);
     // Within the carrier's own threads, as the optimisation loop runs.
+    let compute: &dyn Operations = &cpu;
     let counted = cpu.install(|| {
         let mut before = 0;
         // The first round lets threads and locks set up what they keep.
@@ -58,16 +63,17 @@ fn an_iteration_allocates_nothing() {
             if round == 1 {
                 before = ALLOCATIONS.load(Ordering::SeqCst);
             }
-            gaussians.initialise_from_volume(&grid, &volume, &settings).unwrap();
-            gaussians.begin_step(3);
-            let (set, mut gradients) = gaussians.set_and_gradients();
-            cpu.gaussian_project(&geometry, &set, &mut projections).unwrap();
-            cpu.gaussian_project_backward(&geometry, &set, &projections, &mut gradients).unwrap();
+            gaussians.initialise_from_volume(&cpu, &grid, &volume, &settings).unwrap();
+            gaussians.begin_step(&cpu, 3).unwrap();
+            let (set, gradients) = gaussians.set_and_gradients();
+            compute.gaussian_project(&geometry, &set, (&mut projections).into()).unwrap();
+            compute.gaussian_project_backward(&geometry, &set, (&projections).into(), gradients).unwrap();
             let voxels = &mut volume[..part.len()];
-            cpu.gaussian_voxelise(&part, &set, voxels).unwrap();
-            cpu.gaussian_voxelise_backward(&part, &set, voxels, &mut gradients).unwrap();
+            compute.gaussian_voxelise(&part, &set, voxels.into()).unwrap();
+            let (set, gradients) = gaussians.set_and_gradients();
+            compute.gaussian_voxelise_backward(&part, &set, (&volume[..part.len()]).into(), gradients).unwrap();
             gaussians.step(&cpu, &GaussianRates::usual(0.0, 100.0), 1).unwrap();
-            let adapted = gaussians.adapt(&grid, &rules);
+            let adapted = gaussians.adapt(&cpu, &grid, &rules).unwrap();
             assert!(adapted.cloned + adapted.split == 1000 && gaussians.len() == 3000, "{adapted:?}");
         }
         ALLOCATIONS.load(Ordering::SeqCst) - before

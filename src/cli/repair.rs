@@ -9,7 +9,6 @@ use ndarray::Array3;
 use serde_json::json;
 
 use super::Failure;
-use crate::compute::Compute;
 use crate::compute::cpu::CpuCompute;
 use crate::error::exit;
 use crate::formats::nifti::{self, CtVolume, Storage};
@@ -290,10 +289,9 @@ impl Volume {
         let mut settings = OptimiseSettings::default();
         settings.data.photons = arguments.photons;
         let unexplained = || -> Result<Vec<f32>, OptimiseError> {
-            let mut of_scan = Unexplained::new(&scan.geometry, &grid, &settings)?;
             let mut compute = CpuCompute::new(arguments.threads).map_err(ReconstructError::from)?;
-            compute.prepare(&of_scan.plan().workload()).map_err(ReconstructError::from)?;
-            of_scan.load(&ScanViews::whole(scan.projections.as_slice().unwrap_or(&[])))?;
+            let mut of_scan = Unexplained::new(&mut compute, &scan.geometry, &grid, &settings)?;
+            of_scan.load(&compute, &ScanViews::whole(scan.projections.as_slice().unwrap_or(&[])))?;
             let compute = &compute;
             compute.install(|| Ok(of_scan.of(compute, self.per_mm.as_slice().unwrap_or(&[]))?.to_vec()))
         };

@@ -3,6 +3,7 @@
 mod adam_step;
 mod back_project_fdk;
 mod back_project_matched;
+mod elements;
 mod experts;
 mod field_lanes;
 mod field_lines;
@@ -27,6 +28,7 @@ mod gaussian_operations;
 mod gaussian_project;
 mod gaussian_project_backward;
 mod gaussian_shape;
+mod gaussian_step;
 mod gaussian_view;
 mod gaussian_voxel;
 mod gaussian_voxelise;
@@ -47,6 +49,7 @@ mod rays;
 mod sart;
 mod scratch;
 mod simd;
+mod take_aperture;
 mod total_variation;
 mod weight_projections;
 
@@ -57,7 +60,7 @@ use std::ops::RangeInclusive;
 use rayon::prelude::*;
 use scratch::{Need, Scratch};
 
-use super::{Compute, ComputeError, ProjectionWeights, Workload};
+use super::{Compute, ComputeError, ProjectionWeights, Values, ValuesMut, Workload};
 use crate::geometry::{ScanGeometry, VolumeGrid};
 
 /// Carries out the operations on the CPU.
@@ -151,6 +154,62 @@ impl Compute for CpuCompute {
         &self,
         geometry: &ScanGeometry,
         grid: &VolumeGrid,
+        volume: Values<'_>,
+        projections: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        const OPERATION: &str = "forward_project";
+        self.forward_project(geometry, grid, volume.host(OPERATION)?, projections.host(OPERATION)?)
+    }
+
+    fn back_project_matched(
+        &self,
+        geometry: &ScanGeometry,
+        grid: &VolumeGrid,
+        projections: Values<'_>,
+        volume: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        const OPERATION: &str = "back_project_matched";
+        self.back_project_matched(geometry, grid, projections.host(OPERATION)?, volume.host(OPERATION)?)
+    }
+
+    fn weight_projections(
+        &self,
+        weights: &ProjectionWeights<'_, Values<'_>>,
+        projections: Values<'_>,
+        weighted: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        const OPERATION: &str = "weight_projections";
+        let ProjectionWeights { detector, pad, image, columns } = *weights;
+        let weights = ProjectionWeights { detector, pad, image: image.host(OPERATION)?, columns };
+        self.weight_projections(&weights, projections.host(OPERATION)?, weighted.host(OPERATION)?)
+    }
+
+    fn filter_rows(&self, filter: &ramp_filter::RampFilter, projections: ValuesMut<'_>) -> Result<(), ComputeError> {
+        self.filter_rows(filter, projections.host("filter_rows")?)
+    }
+
+    fn back_project_fdk(
+        &self,
+        geometry: &ScanGeometry,
+        grid: &VolumeGrid,
+        filtered: Values<'_>,
+        volume: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        const OPERATION: &str = "back_project_fdk";
+        self.back_project_fdk(geometry, grid, filtered.host(OPERATION)?, volume.host(OPERATION)?)
+    }
+}
+
+/// The operations on slices.
+impl CpuCompute {
+    /// See [`Compute::forward_project`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_project(
+        &self,
+        geometry: &ScanGeometry,
+        grid: &VolumeGrid,
         volume: &[f32],
         projections: &mut [f32],
     ) -> Result<(), ComputeError> {
@@ -160,7 +219,11 @@ impl Compute for CpuCompute {
             .install(|| forward_project::forward_project(self.simd, &self.scratch, geometry, grid, volume, projections))
     }
 
-    fn back_project_matched(
+    /// See [`Compute::back_project_matched`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn back_project_matched(
         &self,
         geometry: &ScanGeometry,
         grid: &VolumeGrid,
@@ -174,7 +237,11 @@ impl Compute for CpuCompute {
         })
     }
 
-    fn weight_projections(
+    /// See [`Compute::weight_projections`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn weight_projections(
         &self,
         weights: &ProjectionWeights<'_>,
         projections: &[f32],
@@ -183,11 +250,19 @@ impl Compute for CpuCompute {
         self.pool.install(|| weight_projections::weight_projections(weights, projections, weighted))
     }
 
-    fn filter_rows(&self, filter: &ramp_filter::RampFilter, projections: &mut [f32]) -> Result<(), ComputeError> {
+    /// See [`Compute::filter_rows`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn filter_rows(&self, filter: &ramp_filter::RampFilter, projections: &mut [f32]) -> Result<(), ComputeError> {
         self.pool.install(|| filter_rows::filter_rows(&self.scratch, filter, projections))
     }
 
-    fn back_project_fdk(
+    /// See [`Compute::back_project_fdk`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn back_project_fdk(
         &self,
         geometry: &ScanGeometry,
         grid: &VolumeGrid,

@@ -12,7 +12,7 @@
 //!
 //! Total variation is the prior of pictures of flat pieces. This one is learnt from CT volumes; `models/prior` says which, and how.
 
-use super::ComputeError;
+use super::{ComputeError, Values, ValuesMut};
 
 /// Taps of an expert's pattern.
 pub const TAPS: usize = 27;
@@ -180,7 +180,7 @@ pub trait ExpertsCompute: Send + Sync {
         experts: &Experts,
         voxels: [usize; 3],
         weight: f32,
-        volume: &[f32],
-        gradient: &mut [f32],
+        volume: Values<'_>,
+        gradient: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 }

@@ -12,7 +12,7 @@
 
 use glam::DVec3;
 
-use super::ComputeError;
+use super::{ComputeError, Values, ValuesMut};
 use crate::geometry::{ScanGeometry, VolumeGrid};
 
 /// Factors of the hash for x and y (Teschner et al. 2003); z has 1.
@@ -263,27 +263,30 @@ impl FieldLayout {
     }
 }
 
-/// A field as the operations read it.
+/// A field as the operations read it; `V` as in [`super::gaussians::GaussianSet`].
 #[derive(Debug, Clone, Copy)]
-pub struct FieldParameters<'a> {
+pub struct FieldParameters<'a, V = &'a [f32]> {
     /// Where everything lies.
     pub layout: &'a FieldLayout,
     /// `[level][feature][entry]`: see [`FieldLevel`].
-    pub tables: &'a [f32],
+    pub tables: V,
     /// Weights and biases: see [`FieldLayer`].
-    pub network: &'a [f32],
+    pub network: V,
     /// Factor of each level's features; a level of weight 0 is neither read nor given gradients (coarse to fine).
     pub level_weights: &'a [f32],
 }
 
 /// Gradients of a loss by each parameter, in the same order. The operations **add** to them.
 #[derive(Debug)]
-pub struct FieldGradients<'a> {
+pub struct FieldGradients<V> {
     /// By the tables.
-    pub tables: &'a mut [f32],
+    pub tables: V,
     /// By the network.
-    pub network: &'a mut [f32],
+    pub network: V,
 }
+
+/// Gradients on the host.
+pub type HostFieldGradients<'a> = FieldGradients<&'a mut [f32]>;
 
 /// Random places of samples, the same for the same numbers (ChaCha8, a stream for each row or ray).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -354,9 +357,9 @@ pub trait FieldCompute: Send + Sync {
     fn field_voxelise(
         &self,
         grid: &VolumeGrid,
-        field: &FieldParameters<'_>,
+        field: &FieldParameters<'_, Values<'_>>,
         jitter: Option<FieldJitter>,
-        volume: &mut [f32],
+        volume: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 
     /// Adds to `gradients` what the gradient `by_volume` of a loss (`[x][y][z]`) means for each parameter, at the points that
@@ -367,10 +370,10 @@ pub trait FieldCompute: Send + Sync {
     fn field_voxelise_backward(
         &self,
         grid: &VolumeGrid,
-        field: &FieldParameters<'_>,
+        field: &FieldParameters<'_, Values<'_>>,
         jitter: Option<FieldJitter>,
-        by_volume: &[f32],
-        gradients: &mut FieldGradients<'_>,
+        by_volume: Values<'_>,
+        gradients: FieldGradients<ValuesMut<'_>>,
     ) -> Result<(), ComputeError>;
 
     /// Line integrals (dimensionless) along `rays`, one each: the sum of the samples times their step, from where the ray enters the box (or the
@@ -381,8 +384,8 @@ pub trait FieldCompute: Send + Sync {
     fn field_project(
         &self,
         rays: &FieldRays<'_>,
-        field: &FieldParameters<'_>,
-        integrals: &mut [f32],
+        field: &FieldParameters<'_, Values<'_>>,
+        integrals: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 
     /// Adds to `gradients` what the gradient `by_integrals` of a loss, one number a ray, means for each parameter: exactly that of the sums
@@ -393,8 +396,8 @@ pub trait FieldCompute: Send + Sync {
     fn field_project_backward(
         &self,
         rays: &FieldRays<'_>,
-        field: &FieldParameters<'_>,
-        by_integrals: &[f32],
-        gradients: &mut FieldGradients<'_>,
+        field: &FieldParameters<'_, Values<'_>>,
+        by_integrals: Values<'_>,
+        gradients: FieldGradients<ValuesMut<'_>>,
     ) -> Result<(), ComputeError>;
 }

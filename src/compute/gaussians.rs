@@ -12,7 +12,7 @@
 //! at 0.5 pixel. Averaging over a cubic cell of edge `v` instead of sampling its centre has the variance of
 //! `low_pass_mm = v / sqrt(12)`; variances add.
 
-use super::ComputeError;
+use super::{ComputeError, Values, ValuesMut};
 use crate::geometry::{ScanGeometry, VolumeGrid};
 
 /// `Q`: the squared Mahalanobis distance at which a Gaussian ends.
@@ -33,22 +33,43 @@ pub struct GaussianWorkload {
     pub voxels: [usize; 3],
 }
 
-/// Gaussians as the operations read them: a structure of arrays, each of the same length.
+/// Gaussians as the operations read them: a structure of arrays, each of the same length. `V` is what an array is: [`Values`] for the
+/// operations of any carrier, a slice on the host.
 #[derive(Debug, Clone, Copy)]
-pub struct GaussianSet<'a> {
+pub struct GaussianSet<V> {
     /// `rho`, attenuation at the centre in 1/mm; any sign.
-    pub density_per_mm: &'a [f32],
+    pub density_per_mm: V,
     /// Centre x, y, z in the world frame.
-    pub position_mm: [&'a [f32]; 3],
+    pub position_mm: [V; 3],
     /// Natural logarithm of the standard deviations in mm along the Gaussian's own axes; within ±25.
-    pub log_scale: [&'a [f32]; 3],
+    pub log_scale: [V; 3],
     /// Quaternion w, x, y, z that turns the Gaussian's own axes into the world's; need not be of unit length, must not be zero.
-    pub rotation: [&'a [f32]; 4],
+    pub rotation: [V; 4],
     /// Standard deviation of the low pass (see the module), one for all; 0 for none.
     pub low_pass_mm: f32,
 }
 
-impl GaussianSet<'_> {
+/// Gaussians on the host.
+pub type HostGaussians<'a> = GaussianSet<&'a [f32]>;
+
+impl<V: Copy> GaussianSet<V> {
+    /// The same Gaussians with each array as `to` gives it.
+    ///
+    /// # Errors
+    /// As `to`.
+    pub fn each<W>(&self, mut to: impl FnMut(V) -> Result<W, ComputeError>) -> Result<GaussianSet<W>, ComputeError> {
+        let ([x, y, z], [a, b, c], [w, i, j, k]) = (self.position_mm, self.log_scale, self.rotation);
+        Ok(GaussianSet {
+            density_per_mm: to(self.density_per_mm)?,
+            position_mm: [to(x)?, to(y)?, to(z)?],
+            log_scale: [to(a)?, to(b)?, to(c)?],
+            rotation: [to(w)?, to(i)?, to(j)?, to(k)?],
+            low_pass_mm: self.low_pass_mm,
+        })
+    }
+}
+
+impl HostGaussians<'_> {
     /// Gaussians in the set.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -64,18 +85,41 @@ impl GaussianSet<'_> {
 
 /// Gradients of a loss by each value of a [`GaussianSet`], in the same units and order. The operations **add** to them.
 #[derive(Debug)]
-pub struct GaussianGradients<'a> {
+pub struct GaussianGradients<V> {
     /// By `density_per_mm`.
-    pub density_per_mm: &'a mut [f32],
+    pub density_per_mm: V,
     /// By `position_mm`.
-    pub position_mm: [&'a mut [f32]; 3],
+    pub position_mm: [V; 3],
     /// By the logarithms of the scales.
-    pub log_scale: [&'a mut [f32]; 3],
+    pub log_scale: [V; 3],
     /// By the quaternion as stored (at right angles to it: its length has no effect).
-    pub rotation: [&'a mut [f32]; 4],
+    pub rotation: [V; 4],
     /// Sum over views of the norm of that view's gradient by position (loss per mm): what adaptive control decides by. The
     /// gradients of single views point different ways where one Gaussian stands for two things; their norms do not cancel.
-    pub view_norm: &'a mut [f32],
+    pub view_norm: V,
+}
+
+/// Gradients on the host.
+pub type HostGaussianGradients<'a> = GaussianGradients<&'a mut [f32]>;
+
+impl<V> GaussianGradients<V> {
+    /// The same gradients with each array as `to` gives it.
+    ///
+    /// # Errors
+    /// As `to`.
+    pub fn each<W>(
+        self,
+        mut to: impl FnMut(V) -> Result<W, ComputeError>,
+    ) -> Result<GaussianGradients<W>, ComputeError> {
+        let ([x, y, z], [a, b, c], [w, i, j, k]) = (self.position_mm, self.log_scale, self.rotation);
+        Ok(GaussianGradients {
+            density_per_mm: to(self.density_per_mm)?,
+            position_mm: [to(x)?, to(y)?, to(z)?],
+            log_scale: [to(a)?, to(b)?, to(c)?],
+            rotation: [to(w)?, to(i)?, to(j)?, to(k)?],
+            view_norm: to(self.view_norm)?,
+        })
+    }
 }
 
 /// Settings of one step of Adam.
@@ -107,6 +151,20 @@ impl AdamStep {
     }
 }
 
+/// Within what [`GaussianCompute::gaussian_settle`] brings parameters.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GaussianBounds {
+    /// What softplus is scaled by, in 1/mm.
+    pub density_unit_per_mm: f32,
+    /// Least and largest natural logarithm of a scale in mm.
+    pub log_scale: [f32; 2],
+}
+
+/// `ln(1 + e^x)`.
+pub(crate) fn softplus(x: f32) -> f32 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
+}
+
 /// The operations of 3D Gaussians. Implementation: [`super::cpu::CpuCompute`].
 ///
 /// As with [`super::Compute`]: nothing is allocated after [`GaussianCompute::prepare_gaussians`], and every result is
@@ -130,8 +188,8 @@ pub trait GaussianCompute: Send + Sync {
     fn gaussian_project(
         &self,
         geometry: &ScanGeometry,
-        gaussians: &GaussianSet<'_>,
-        projections: &mut [f32],
+        gaussians: &GaussianSet<Values<'_>>,
+        projections: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 
     /// Adds to `gradients` what the gradient `by_projections` of a loss (`[view][row v][column u]`) means for each parameter.
@@ -141,9 +199,9 @@ pub trait GaussianCompute: Send + Sync {
     fn gaussian_project_backward(
         &self,
         geometry: &ScanGeometry,
-        gaussians: &GaussianSet<'_>,
-        by_projections: &[f32],
-        gradients: &mut GaussianGradients<'_>,
+        gaussians: &GaussianSet<Values<'_>>,
+        by_projections: Values<'_>,
+        gradients: GaussianGradients<ValuesMut<'_>>,
     ) -> Result<(), ComputeError>;
 
     /// Values (1/mm) of the sum of all Gaussians at the voxels' centres, `[x][y][z]`. Overwrites `volume`. A part of a grid is a grid
@@ -154,8 +212,8 @@ pub trait GaussianCompute: Send + Sync {
     fn gaussian_voxelise(
         &self,
         grid: &VolumeGrid,
-        gaussians: &GaussianSet<'_>,
-        volume: &mut [f32],
+        gaussians: &GaussianSet<Values<'_>>,
+        volume: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 
     /// Adds to `gradients` what the gradient `by_volume` of a loss (`[x][y][z]`) means for each parameter; `view_norm` is left alone.
@@ -165,9 +223,9 @@ pub trait GaussianCompute: Send + Sync {
     fn gaussian_voxelise_backward(
         &self,
         grid: &VolumeGrid,
-        gaussians: &GaussianSet<'_>,
-        by_volume: &[f32],
-        gradients: &mut GaussianGradients<'_>,
+        gaussians: &GaussianSet<Values<'_>>,
+        by_volume: Values<'_>,
+        gradients: GaussianGradients<ValuesMut<'_>>,
     ) -> Result<(), ComputeError>;
 
     /// One step of Adam (Kingma and Ba 2015) on `parameters`; `first` and `second` are its moments, all of one length.
@@ -177,9 +235,40 @@ pub trait GaussianCompute: Send + Sync {
     fn adam_step(
         &self,
         settings: &AdamStep,
-        parameters: &mut [f32],
-        gradients: &[f32],
-        first: &mut [f32],
-        second: &mut [f32],
+        parameters: ValuesMut<'_>,
+        gradients: Values<'_>,
+        first: ValuesMut<'_>,
+        second: ValuesMut<'_>,
+    ) -> Result<(), ComputeError>;
+
+    /// `gradient *= unit / (1 + exp(-raw))`: from the gradient by a density `unit * softplus(raw)` to that by its raw parameter.
+    ///
+    /// # Errors
+    /// [`ComputeError::Shape`] where the lengths differ.
+    fn gaussian_raw_gradient(
+        &self,
+        unit_per_mm: f32,
+        raw: Values<'_>,
+        gradient: ValuesMut<'_>,
+    ) -> Result<(), ComputeError>;
+
+    /// `norms += |gradient|`, the gradient by position along x, y, z.
+    ///
+    /// # Errors
+    /// [`ComputeError::Shape`] where the lengths differ.
+    fn gaussian_add_norms(&self, gradient: [Values<'_>; 3], norms: ValuesMut<'_>) -> Result<(), ComputeError>;
+
+    /// Brings scales within their bounds and quaternions to unit length (one that has vanished, squared length up to 1e-12, becomes 1, 0, 0, 0), and works out the
+    /// densities `unit * softplus(raw)`.
+    ///
+    /// # Errors
+    /// [`ComputeError::Shape`] where the lengths differ.
+    fn gaussian_settle(
+        &self,
+        bounds: &GaussianBounds,
+        raw: Values<'_>,
+        log_scale: [ValuesMut<'_>; 3],
+        rotation: [ValuesMut<'_>; 4],
+        density_per_mm: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 }

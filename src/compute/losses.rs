@@ -10,8 +10,8 @@
 //! variance of what is bright there), and images smaller than the window have a value too. [`crate::measure`] counts only the windows that lie
 //! wholly inside, as the metric's tradition has it; the two agree window by window where both have one.
 
-use super::ComputeError;
 use super::cpu::check_values;
+use super::{ComputeError, Values, ValuesMut};
 use crate::geometry::Detector;
 
 /// Largest problem that a carrier must be ready for; see [`super::Workload`].
@@ -198,10 +198,10 @@ pub trait LossCompute: Send + Sync {
         &self,
         detector: Detector,
         settings: &ImageLoss,
-        projections: &[f32],
-        measured: &[f32],
-        weights: Option<&[f32]>,
-        by_projections: &mut [f32],
+        projections: Values<'_>,
+        measured: Values<'_>,
+        weights: Option<Values<'_>>,
+        by_projections: ValuesMut<'_>,
     ) -> Result<ImageLossValue, ComputeError>;
 
     /// `1 - SSIM3D` of `volume` against `reference`, both `[x][y][z]` and in one unit (1/mm): the mean over the three axes, weighted by
@@ -214,9 +214,9 @@ pub trait LossCompute: Send + Sync {
         &self,
         voxels: [usize; 3],
         settings: &VolumeSsimLoss,
-        volume: &[f32],
-        reference: &[f32],
-        by_volume: &mut [f32],
+        volume: Values<'_>,
+        reference: Values<'_>,
+        by_volume: ValuesMut<'_>,
     ) -> Result<VolumeSsimValue, ComputeError>;
 }
 

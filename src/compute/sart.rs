@@ -1,7 +1,7 @@
 //! The element-wise operations of algebraic reconstruction (SART and its kin), beside the projectors of [`super::Compute`].
 
 use super::total_variation::VariationCompute;
-use super::{Compute, ComputeError};
+use super::{Compute, ComputeError, Values, ValuesMut};
 
 /// The operations of algebraic reconstruction. Implementation: [`super::cpu::CpuCompute`].
 ///
@@ -12,7 +12,12 @@ pub trait SartCompute: Send + Sync {
     ///
     /// # Errors
     /// [`ComputeError::Shape`] where the lengths differ.
-    fn weigh_residual(&self, measured: &[f32], weights: &[f32], projections: &mut [f32]) -> Result<f64, ComputeError>;
+    fn weigh_residual(
+        &self,
+        measured: Values<'_>,
+        weights: Values<'_>,
+        projections: ValuesMut<'_>,
+    ) -> Result<f64, ComputeError>;
 
     /// `volume += relaxation * correction / column_sums` where a column sum is above `least_sum` (elsewhere no ray of the subset says
     /// anything), no value below `least` (`f32::NEG_INFINITY` for no bound). Returns the sum of the squared changes.
@@ -22,25 +27,28 @@ pub trait SartCompute: Send + Sync {
     fn apply_correction(
         &self,
         step: &CorrectionStep,
-        correction: &[f32],
-        column_sums: &[f32],
-        volume: &mut [f32],
+        correction: Values<'_>,
+        column_sums: Values<'_>,
+        volume: ValuesMut<'_>,
     ) -> Result<f64, ComputeError>;
 
     /// `volume -= step * gradient`, no value below `least`.
     ///
     /// # Errors
     /// [`ComputeError::Shape`] where the lengths differ.
-    fn descend(&self, step: f32, gradient: &[f32], least: f32, volume: &mut [f32]) -> Result<(), ComputeError>;
+    fn descend(&self, step: f32, gradient: Values<'_>, least: f32, volume: ValuesMut<'_>) -> Result<(), ComputeError>;
 
     /// `sum values^2`.
-    fn squared_norm(&self, values: &[f32]) -> f64;
+    ///
+    /// # Errors
+    /// As the other operations where the values lie elsewhere.
+    fn squared_norm(&self, values: Values<'_>) -> Result<f64, ComputeError>;
 
     /// `sum (first - second)^2`.
     ///
     /// # Errors
     /// [`ComputeError::Shape`] where the lengths differ.
-    fn squared_distance(&self, first: &[f32], second: &[f32]) -> Result<f64, ComputeError>;
+    fn squared_distance(&self, first: Values<'_>, second: Values<'_>) -> Result<f64, ComputeError>;
 }
 
 /// How [`SartCompute::apply_correction`] steps.

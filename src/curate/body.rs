@@ -212,7 +212,7 @@ fn layered(
     Ok((Object::Layered(phantom), extent, grid))
 }
 
-fn projector(options: &Options, grid: &VolumeGrid, threads: usize) -> Result<Box<dyn Compute>, CurateError> {
+fn projector(options: &Options, grid: &VolumeGrid, threads: usize) -> Result<Box<CpuCompute>, CurateError> {
     let [rows, columns] = options.detector;
     let mut compute = CpuCompute::new(threads)?;
     compute.prepare(&Workload {

@@ -71,9 +71,8 @@ pub(super) fn unexplained(
     (projections, volume): (&Array3<f32>, &Array3<f32>),
 ) -> Result<Array3<f32>, CurateError> {
     let mut of = || -> Result<Vec<f32>, OptimiseError> {
-        let mut of_scan = Unexplained::new(&geometry.at(&draw.views), &geometry.grid, &settings_of(draw))?;
-        compute.prepare(&of_scan.plan().workload()).map_err(ReconstructError::from)?;
-        of_scan.load(&ScanViews::whole(projections.as_slice().unwrap_or(&[])))?;
+        let mut of_scan = Unexplained::new(compute, &geometry.at(&draw.views), &geometry.grid, &settings_of(draw))?;
+        of_scan.load(compute, &ScanViews::whole(projections.as_slice().unwrap_or(&[])))?;
         let compute = &*compute;
         compute.install(|| Ok(of_scan.of(compute, volume.as_slice().unwrap_or(&[]))?.to_vec()))
     };
@@ -103,8 +102,8 @@ fn optimised(
     };
     let recipe = Recipe::new(&geometry.at(&draw.views), grid, &settings, method)?;
     recipe.prepare(compute)?;
-    let mut optimiser = recipe.optimiser()?;
-    optimiser.load(line_integrals)?;
+    let mut optimiser = recipe.optimiser(compute)?;
+    optimiser.load(compute, line_integrals)?;
     // The schedule of the whole run, as a volume that is queried on the way has it behind it.
     let mut observer = StopAfter { iteration: stop_after, volume: None };
     let compute = &*compute;
@@ -113,7 +112,10 @@ fn optimised(
         optimiser.run(compute, Budget::Iterations(USUAL_ITERATIONS), &mut observer)
     })?;
     // A run that ended before (it diverged) leaves its last good volume.
-    Ok(observer.volume.unwrap_or_else(|| optimiser.into_volume()))
+    match observer.volume {
+        Some(volume) => Ok(volume),
+        None => Ok(optimiser.into_volume(compute)?),
+    }
 }
 
 fn fdk(
@@ -125,9 +127,9 @@ fn fdk(
     let DegradedBy::Fdk(window) = draw.by else { return Ok(Vec::new()) };
     let settings = FdkSettings { window, ..FdkSettings::default() };
     let plan = FdkPlan::new(compute, &geometry.at(&draw.views), &geometry.grid, settings)?;
-    let mut accumulator = FdkAccumulator::new(Arc::new(plan))?;
+    let mut accumulator = FdkAccumulator::new(compute, Arc::new(plan))?;
     accumulator.add_views(compute, 0, line_integrals)?;
-    Ok(accumulator.into_volume())
+    accumulator.into_volume(compute)
 }
 
 fn os_sart(
@@ -143,5 +145,5 @@ fn os_sart(
     let mut sart = OsSart::new(Arc::new(plan), &*compute, line_integrals)?;
     let compute = &*compute;
     compute.install(|| sart.run(compute, &mut Unobserved))?;
-    Ok(sart.into_volume())
+    sart.into_volume(compute)
 }

@@ -76,10 +76,10 @@ impl<'p> Optimisation<'p> {
         repairs: Option<ScanRepairs>,
         compute: &'p CpuCompute,
     ) -> Result<Self, OptimiseError> {
-        let mut optimiser = parts.recipe.optimiser()?;
+        let mut optimiser = parts.recipe.optimiser(compute)?;
         if let Some(repairs) = &repairs {
             let teller = Some((Arc::clone(&parts.supervision), Arc::clone(&parts.handover)));
-            optimiser.repair_with(repairs.repairer(teller))?;
+            optimiser.repair_with(compute, repairs.repairer(teller))?;
         }
         let schedule = Schedule::default();
         Ok(Self { compute, optimiser, parts, schedule, repairs, early_done: None, reserve_ns: 0 })
@@ -158,14 +158,18 @@ impl<'p> Optimisation<'p> {
         };
         watch.begin();
         // The views are copied; the job is held for no longer than that.
-        let loaded = self.optimiser.load_views(&job.scan.views()).map_err(OptimiseError::from);
+        let loaded = self.optimiser.load_views(self.compute, &job.scan.views()).map_err(OptimiseError::from);
         drop(job);
         let outcome = loaded
             .and_then(|()| if early.is_some() { Ok(()) } else { self.optimiser.begin(self.compute, None, &watch) })
             .and_then(|()| {
                 self.optimiser.go_on(self.compute, before, Budget::Iterations(iterations - before), &mut watch)
             });
-        watch.end(outcome.ok(), self.optimiser.volume(), self.optimiser.representation().elements());
+        let elements = self.optimiser.representation().elements();
+        match (outcome, self.optimiser.volume(self.compute)) {
+            (Ok(outcome), Ok(volume)) => watch.end(Some(outcome), volume, elements),
+            _ => watch.end(None, &[], elements),
+        }
     }
 }
 
@@ -182,7 +186,7 @@ fn start_early(
     let (handover, supervision) = (&*parts.handover, &*parts.supervision);
     let mut watch = EarlyWatch { number: job.number, began_ns, handover, supervision };
     begin_progress(supervision, job.header.scan_id, schedule.iterations_with_early);
-    let loaded = optimiser.load_views(&job.scan.views()).map_err(OptimiseError::from);
+    let loaded = optimiser.load_views(compute, &job.scan.views()).map_err(OptimiseError::from);
     drop(job);
     let outcome = loaded
         .and_then(|()| optimiser.begin(compute, None, &watch))

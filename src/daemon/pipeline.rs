@@ -85,7 +85,7 @@ impl<'p> Pipeline<'p> {
         let detector = settings.geometry.detector;
         Ok(Self {
             compute,
-            accumulator: FdkAccumulator::new(plan)?,
+            accumulator: FdkAccumulator::new(compute, plan)?,
             preprocessor: Preprocessor::new(&settings.preprocess, detector, files)?,
             scan: ScanState::new(settings.geometry.views.len()),
             ladder: Ladder::default(),
@@ -119,8 +119,9 @@ impl<'p> Pipeline<'p> {
         let _refused_without_flat = self.preprocessor.counts(&blank, 1.0, 1.0, &mut line_integrals);
         let pose = self.settings.geometry.views[0];
         self.accumulator.add_view(self.compute, 0, Some(&pose), &line_integrals)?;
-        self.last().keep(None, self.accumulator.volume(), 1.0);
-        self.accumulator.reset();
+        let volume = self.accumulator.volume(self.compute)?;
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).keep(None, volume, 1.0);
+        self.accumulator.reset(self.compute)?;
         self.preprocessor.forget_counters();
         self.supervision.reconstruct().scan = self.scan.summary();
         self.staging.receive_here();
@@ -149,17 +150,17 @@ impl<'p> Pipeline<'p> {
                 break;
             }
             if self.owed {
-                self.pay();
+                self.pay()?;
             }
-            self.check_time_out();
+            self.check_time_out()?;
             self.offer();
-            self.heed_optimisation();
+            self.heed_optimisation()?;
             std::thread::park_timeout(NAP);
         }
         if self.scan.is_running() {
-            self.end_scan();
+            self.end_scan()?;
         }
-        self.heed_optimisation();
+        self.heed_optimisation()?;
         self.account(monotonic_ns());
         Ok(())
     }
@@ -193,7 +194,7 @@ impl<'p> Pipeline<'p> {
             return Ok(());
         };
         if self.scan.begins_with(header) {
-            self.begin_scan(header);
+            self.begin_scan(header)?;
         }
         if !self.scan.is_running() {
             // Given up after a time-out, and going on after all.
@@ -203,14 +204,14 @@ impl<'p> Pipeline<'p> {
         if let Some(why) = pose_refusal(header.view_index, &pose, &planned_pose) {
             self.scan.note(header);
             self.refuse(header, why);
-            self.after_frame(header);
+            self.after_frame(header)?;
             return Ok(());
         }
         let began_ns = monotonic_ns();
         if let Err(why) = self.line_integrals(frame) {
             self.scan.note(header);
             self.refuse(header, why);
-            self.after_frame(header);
+            self.after_frame(header)?;
             return Ok(());
         }
         let corrected_ns = monotonic_ns();
@@ -222,7 +223,7 @@ impl<'p> Pipeline<'p> {
             }
             self.scan.note(header);
             self.refuse(header, Refusal::Operation);
-            self.after_frame(header);
+            self.after_frame(header)?;
             return Ok(());
         }
         self.scan.add(header);
@@ -237,7 +238,7 @@ impl<'p> Pipeline<'p> {
             telemetry.counters.back_project_ns += done_ns - corrected_ns;
             telemetry.frame_latency.record(done_ns.saturating_sub(header.timestamp_ns), header.sequence);
         }
-        self.after_frame(header);
+        self.after_frame(header)?;
         Ok(())
     }
 
@@ -262,34 +263,35 @@ impl<'p> Pipeline<'p> {
     }
 
     /// Publishes what is due after a projection.
-    fn after_frame(&mut self, header: &FrameHeader) {
+    fn after_frame(&mut self, header: &FrameHeader) -> Result<(), DaemonError> {
         if self.scan.is_complete() {
-            self.end_scan();
-            return;
+            self.end_scan()?;
+            return Ok(());
         }
         if self.scan.has_last() && !self.closed_at_last {
             // Views are missing. Late ones may still come: the scan stays open until the time-out or the next scan.
             self.closed_at_last = true;
             if self.scan.views() as usize >= self.settings.publish.partial_min_views {
-                self.publish(Moment::End);
+                self.publish(Moment::End)?;
             }
-            return;
+            return Ok(());
         }
         let every = self.settings.publish.preview_every_views;
         let is_due = every > 0 && self.scan.views() > 0 && (self.scan.views() as usize).is_multiple_of(every);
         // Due once: a refused frame does not make the same preview again.
         if is_due && !self.closed_at_last && self.scan.identity().3 == header.sequence {
             if self.ladder.allows_previews() {
-                self.publish(Moment::Underway);
-                return;
+                self.publish(Moment::Underway)?;
+                return Ok(());
             }
             self.supervision.reconstruct().counters.previews_skipped += 1;
         }
+        Ok(())
     }
 
-    fn begin_scan(&mut self, header: &FrameHeader) {
+    fn begin_scan(&mut self, header: &FrameHeader) -> Result<(), DaemonError> {
         if self.scan.is_running() {
-            self.end_scan();
+            self.end_scan()?;
         }
         self.end_optimisation();
         if let Some(scale) = self.in_accumulator.take() {
@@ -298,10 +300,10 @@ impl<'p> Pipeline<'p> {
             if let Ok(mut last) = self.last.try_lock()
                 && !last.is_optimised_of(header)
             {
-                last.keep(header, self.accumulator.volume(), scale);
+                last.keep(header, self.accumulator.volume(self.compute)?, scale);
             }
         }
-        self.accumulator.reset();
+        self.accumulator.reset(self.compute)?;
         self.scan.begin(header);
         (self.owed, self.closed_at_last, self.scan_has_volume, self.views_at_end) = (false, false, false, 0);
         self.supervision.reconstruct().counters.scans += 1;
@@ -312,16 +314,17 @@ impl<'p> Pipeline<'p> {
             announced: header.total_views,
             planned: self.scan.planned(),
         });
+        Ok(())
     }
 
     /// The scan has ended, with all views or without: the volume of what there is, or the last one as STALE.
-    fn end_scan(&mut self) {
+    fn end_scan(&mut self) -> Result<(), DaemonError> {
         let (views, planned) = (self.scan.views(), self.scan.planned());
         self.scan.set_running(false);
         let enough = views as usize >= self.settings.publish.partial_min_views;
         // Not what was published at the LAST frame, or before a time-out, once more.
         if enough && views != self.views_at_end {
-            self.publish(Moment::End);
+            self.publish(Moment::End)?;
         }
         if !self.scan_has_volume && !self.owed {
             tell_rung(&self.supervision, self.ladder.scan_lost(), self.ladder.rung());
@@ -345,28 +348,30 @@ impl<'p> Pipeline<'p> {
         tell_rung(&self.supervision, self.ladder.scan_ended(self.staging.waiting()), self.ladder.rung());
         self.supervision.tell(Event::ScanEnded { views, planned });
         self.supervision.scans_ended.fetch_add(1, Ordering::AcqRel);
+        Ok(())
     }
 
-    fn check_time_out(&mut self) {
+    fn check_time_out(&mut self) -> Result<(), DaemonError> {
         let waited_ms = monotonic_ns().saturating_sub(self.last_frame_ns) / 1_000_000;
         if !self.scan.is_running() || waited_ms < self.settings.supervise.frame_timeout_ms {
-            return;
+            return Ok(());
         }
         self.supervision.tell(Event::TimedOut { views: self.scan.views(), waited_ms });
-        self.end_scan();
+        self.end_scan()?;
         self.account(monotonic_ns());
+        Ok(())
     }
 
     /// Publishes the views so far, normalised by the share of the arc that they cover: about the right attenuation everywhere,
     /// with the streaks of the directions that are missing.
-    fn publish(&mut self, moment: Moment) {
+    fn publish(&mut self, moment: Moment) -> Result<(), DaemonError> {
         let began_ns = monotonic_ns();
         let fraction = self.accumulator.angular_fraction();
         let scale = if self.scan.is_complete() || fraction <= 0.0 { 1.0 } else { (1.0 / fraction) as f32 };
         if moment == Moment::End {
             (self.in_accumulator, self.views_at_end) = (Some(scale), self.scan.views());
         }
-        let outcome = self.publisher.publish(self.accumulator.volume(), scale, &self.scan, moment);
+        let outcome = self.publisher.publish(self.accumulator.volume(self.compute)?, scale, &self.scan, moment);
         // A preview that found no slot is not tried again: the next one is on its way.
         self.owed = outcome.is_err() && moment == Moment::End;
         self.published(outcome);
@@ -376,10 +381,7 @@ impl<'p> Pipeline<'p> {
             self.count_superseded(superseded);
         }
         self.supervision.reconstruct().counters.publish_ns += monotonic_ns() - began_ns;
-    }
-
-    fn last(&self) -> std::sync::MutexGuard<'_, LastVolume> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(())
     }
 
     /// The next scan begins: what works on the one before ends.
@@ -422,8 +424,8 @@ impl<'p> Pipeline<'p> {
     }
 
     /// Heeds how the last optimisation ended, and whether it does without a repair.
-    fn heed_optimisation(&mut self) {
-        let Some(handover) = &self.handover else { return };
+    fn heed_optimisation(&mut self) -> Result<(), DaemonError> {
+        let Some(handover) = &self.handover else { return Ok(()) };
         // In this order: a repair given up after the run that has ended belongs to the next.
         let (ended, unrepaired) = (handover.take_ended(), handover.take_unrepaired());
         match ended {
@@ -438,7 +440,7 @@ impl<'p> Pipeline<'p> {
                 tell_rung(&self.supervision, self.ladder.froze(), self.ladder.rung());
                 // The volume that it began from is the last good one.
                 if let (false, true, Some(scale)) = (has_volume, number == self.offered, self.in_accumulator)
-                    && let Some(outcome) = self.publisher.degraded(self.accumulator.volume(), scale)
+                    && let Some(outcome) = self.publisher.degraded(self.accumulator.volume(self.compute)?, scale)
                 {
                     self.owed = outcome.is_err();
                     self.published(outcome);
@@ -451,19 +453,21 @@ impl<'p> Pipeline<'p> {
         if unrepaired || ended.is_some() {
             self.account(monotonic_ns());
         }
+        Ok(())
     }
 
     /// Tries a publication once more that found every slot leased.
-    fn pay(&mut self) {
-        let Some(scale) = self.in_accumulator else { return };
+    fn pay(&mut self) -> Result<(), DaemonError> {
+        let Some(scale) = self.in_accumulator else { return Ok(()) };
         // A better one of the same scan is there already, or about to be.
         if self.handover.as_ref().is_some_and(|handover| handover.has_published()) {
-            return;
+            return Ok(());
         }
-        if let Some(outcome @ Ok(_)) = self.publisher.again(self.accumulator.volume(), scale) {
+        if let Some(outcome @ Ok(_)) = self.publisher.again(self.accumulator.volume(self.compute)?, scale) {
             self.owed = false;
             self.published(outcome);
         }
+        Ok(())
     }
 
     fn published(&mut self, outcome: Result<Receipt, PublishError>) {

@@ -129,7 +129,7 @@ pub(super) fn rehearse(
     // In the order of memory that the phantom makes.
     let scan = ScanViews::whole(views.as_slice().unwrap_or(&[]));
     let began = Instant::now();
-    optimiser.load_views(&scan)?;
+    optimiser.load_views(compute, &scan)?;
     let load = began.elapsed();
     let (mut told, mut repairs) = (Duration::ZERO, repairs);
     if let Some(repairs) = &mut repairs {
@@ -150,7 +150,7 @@ pub(super) fn rehearse(
         RepairCost { augment: repairs.augment, repair: measured.repair, similarity: measured.similarity }
     });
     let began = Instant::now();
-    last.lock().unwrap_or_else(PoisonError::into_inner).keep(None, optimiser.volume(), 0.0);
+    last.lock().unwrap_or_else(PoisonError::into_inner).keep(None, optimiser.volume(compute)?, 0.0);
     let copy = began.elapsed();
     let cost = Cost {
         load: load + told,
@@ -209,10 +209,10 @@ pub fn rehearse_plan(settings: &Settings, plan: &Plan) -> Result<Option<Rehearse
     let (Some(recipe), Some(optimised)) = (&plan.recipe, &settings.optimised) else { return Ok(None) };
     let mut compute = CpuCompute::new(settings.compute.threads)?;
     recipe.prepare(&mut compute)?;
-    let mut optimiser = recipe.optimiser()?;
+    let mut optimiser = recipe.optimiser(&compute)?;
     let mut repairs = plan.repairs.as_ref().map(|plan| ScanRepairs::load(plan, settings)).transpose()?;
     if let Some(repairs) = &repairs {
-        optimiser.repair_with(repairs.repairer(None))?;
+        optimiser.repair_with(&compute, repairs.repairer(None))?;
     }
     let last = Mutex::new(LastVolume::new(settings.grid.len()));
     let (cost, schedule) = compute.install(|| {

@@ -253,7 +253,7 @@ pub fn reconstruct(
     compute.prepare(&plan.workload())?;
     let mut sart = OsSart::new(Arc::new(plan), compute, line_integrals)?;
     let outcome = sart.run(compute, &mut super::Unobserved)?;
-    Ok((sart.into_volume(), outcome))
+    Ok((sart.into_volume(compute)?, outcome))
 }
 
 #[cfg(test)]

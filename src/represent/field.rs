@@ -1,7 +1,6 @@
 //! A neural field (NAF's representation, on a hash grid after Müller et al. 2022): parameters, first values, steps of Adam.
 //!
-//! What the field is stands in [`crate::compute::field`]. Here are its memory, its first parameters ([`Field::reset`]), a warm start from a volume
-//! ([`fit`]) and the drawing of rays ([`draw`]). All memory is taken by [`Field::new`]; nothing here allocates after it.
+//! What the field is stands in [`crate::compute::field`]. Here are its memory, its first parameters ([`Field::reset`]) and the drawing of rays ([`draw`]). All memory is taken by [`Field::new`]; nothing here allocates after it.
 //!
 //! **Entries without a gradient** still move by Adam's first moment, which fades in some ten steps, and their second moment fades in some
 //! thousand. With values on a whole grid every entry that a voxel reads has a gradient in every step; only with few random rays a step do
@@ -11,16 +10,15 @@
 
 pub mod draw;
 mod drive;
-pub mod fit;
 
 pub use drive::{FieldPlan, FieldRepresentation};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::compute::ComputeError;
 use crate::compute::field::{FieldGradients, FieldLayout, FieldParameters, FieldShape};
-use crate::compute::gaussians::{AdamStep, GaussianCompute};
+use crate::compute::gaussians::AdamStep;
+use crate::compute::{Buffer, ComputeError, Operations, Values, ValuesMut};
 use crate::error::{Classed, ErrorClass};
 use crate::geometry::VolumeGrid;
 
@@ -91,15 +89,17 @@ impl Default for FieldRates {
     }
 }
 
-/// Parameters of a field, their gradients and Adam's moments.
+/// Parameters of a field, their gradients and Adam's moments, in the memory of the carrier that works on them.
 #[derive(Debug)]
 pub struct Field {
     layout: FieldLayout,
     /// Tables, then the network.
-    parameters: Vec<f32>,
-    gradients: Vec<f32>,
-    first: Vec<f32>,
-    second: Vec<f32>,
+    parameters: Buffer,
+    gradients: Buffer,
+    first: Buffer,
+    second: Buffer,
+    /// The parameters on the host, where the carrier's memory lies elsewhere.
+    copy: Vec<f32>,
     level_weights: Vec<f32>,
     /// Floats of the tables.
     tables: usize,
@@ -110,20 +110,16 @@ impl Field {
     ///
     /// # Errors
     /// [`FieldError::Compute`] for a shape or box that cannot work, [`FieldError::Memory`] where there is none.
-    pub fn new(shape: &FieldShape, grid: &VolumeGrid) -> Result<Self, FieldError> {
+    pub fn new(compute: &dyn Operations, shape: &FieldShape, grid: &VolumeGrid) -> Result<Self, FieldError> {
         let layout = FieldLayout::new(shape, grid)?;
         let tables = layout.tables_len();
         let len = tables + layout.network_len();
-        let floats = || {
-            let mut vec = Vec::new();
-            vec.try_reserve_exact(len).map_err(|_| FieldError::Memory { bytes: Self::bytes_of(&layout) })?;
-            vec.resize(len, 0.0f32);
-            Ok::<_, FieldError>(vec)
-        };
+        let floats = || compute.buffer("field", len).map_err(|_| FieldError::Memory { bytes: Self::bytes_of(&layout) });
         let (parameters, gradients, first, second) = (floats()?, floats()?, floats()?, floats()?);
         let level_weights = vec![1.0; shape.levels];
-        let mut field = Self { layout, parameters, gradients, first, second, level_weights, tables };
-        field.reset(0, 0.1 * shape.density_unit_per_mm)?;
+        let copy = vec![0.0; compute.copy_len(len)];
+        let mut field = Self { layout, parameters, gradients, first, second, copy, level_weights, tables };
+        field.reset(compute, 0, 0.1 * shape.density_unit_per_mm)?;
         Ok(field)
     }
 
@@ -146,7 +142,7 @@ impl Field {
     ///
     /// # Errors
     /// [`FieldError::Setting`] where the density is not finite and positive.
-    pub fn reset(&mut self, seed: u64, density_per_mm: f32) -> Result<(), FieldError> {
+    pub fn reset(&mut self, compute: &dyn Operations, seed: u64, density_per_mm: f32) -> Result<(), FieldError> {
         if !(density_per_mm > 0.0 && density_per_mm.is_finite()) {
             return Err(FieldError::Setting {
                 field: "density_per_mm",
@@ -154,38 +150,12 @@ impl Field {
                 requirement: "must be finite and > 0",
             });
         }
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let (tables, network) = self.parameters.split_at_mut(self.tables);
-        tables.iter_mut().for_each(|feature| *feature = random.random_range(-1e-4..1e-4));
-        let hidden = self.layout.shape().hidden_layers;
-        for index in 0..=hidden {
-            let layer = self.layout.layer(index);
-            let (weights, biases) = network[layer.first..].split_at_mut(layer.inputs * layer.outputs);
-            biases[..layer.outputs].fill(0.0);
-            // Signs of the units that stand for one input or output: the first layer's inputs and the last output stand alone.
-            let of_input: &[f32] = if index == 0 { &[1.0] } else { &[1.0, -1.0] };
-            let of_output: &[f32] = if index == hidden { &[1.0] } else { &[1.0, -1.0] };
-            let inputs = layer.inputs / of_input.len();
-            let most = (3.0 / inputs as f32).sqrt();
-            for input in 0..inputs {
-                for output in 0..layer.outputs / of_output.len() {
-                    let weight = random.random_range(-most..most);
-                    for (i, a) in of_input.iter().enumerate() {
-                        for (o, b) in of_output.iter().enumerate() {
-                            let at = (input * of_input.len() + i) * layer.outputs + output * of_output.len() + o;
-                            weights[at] = a * b * weight;
-                        }
-                    }
-                }
-            }
-        }
-        let bias = self.layout.layer(hidden).biases();
-        // The inverse of softplus.
-        let value = (density_per_mm / self.layout.shape().density_unit_per_mm).max(1e-9);
-        network[bias] = value + (-(-value).exp_m1()).ln();
-        self.first.fill(0.0);
-        self.second.fill(0.0);
-        Ok(())
+        let Self { layout, parameters, copy, tables, .. } = self;
+        parameters.values_mut().make(compute, copy, |parameters| {
+            first_parameters(layout, parameters.split_at_mut(*tables), seed, density_per_mm);
+        })?;
+        compute.fill(0.0, self.first.values_mut())?;
+        Ok(compute.fill(0.0, self.second.values_mut())?)
     }
 
     /// Sizes and box.
@@ -196,17 +166,14 @@ impl Field {
 
     /// The field as the operations read it.
     #[must_use]
-    pub fn parameters(&self) -> FieldParameters<'_> {
-        let (tables, network) = self.parameters.split_at(self.tables);
-        FieldParameters { layout: &self.layout, tables, network, level_weights: &self.level_weights }
+    pub fn parameters(&self) -> FieldParameters<'_, Values<'_>> {
+        parameters(&self.layout, &self.parameters, &self.level_weights)
     }
 
     /// The field and its gradients, for the backward operations.
-    pub fn parameters_and_gradients(&mut self) -> (FieldParameters<'_>, FieldGradients<'_>) {
-        let (tables, network) = self.parameters.split_at(self.tables);
-        let field = FieldParameters { layout: &self.layout, tables, network, level_weights: &self.level_weights };
-        let (tables, network) = self.gradients.split_at_mut(self.tables);
-        (field, FieldGradients { tables, network })
+    pub fn parameters_and_gradients(&mut self) -> (FieldParameters<'_, Values<'_>>, FieldGradients<ValuesMut<'_>>) {
+        let (tables, network) = self.gradients.values_mut().split_at(self.tables);
+        (parameters(&self.layout, &self.parameters, &self.level_weights), FieldGradients { tables, network })
     }
 
     /// Sets each level's weight: coarse to fine, levels of weight 0 take no part and cost nothing.
@@ -233,33 +200,72 @@ impl Field {
     }
 
     /// Sets the gradients to 0.
-    pub fn begin_step(&mut self) {
-        self.gradients.fill(0.0);
+    ///
+    /// # Errors
+    /// As the operation.
+    pub fn begin_step(&mut self, compute: &dyn Operations) -> Result<(), ComputeError> {
+        compute.fill(0.0, self.gradients.values_mut())
     }
 
     /// One step of Adam along the gradients; `step` counts from 1.
     ///
     /// # Errors
     /// As the operation; none with the lengths used here.
-    pub fn step(
-        &mut self,
-        compute: &(impl GaussianCompute + ?Sized),
-        rates: &FieldRates,
-        step: u32,
-    ) -> Result<(), ComputeError> {
+    pub fn step(&mut self, compute: &dyn Operations, rates: &FieldRates, step: u32) -> Result<(), ComputeError> {
         let Self { parameters, gradients, first, second, tables, .. } = self;
         let (tables, all) = (*tables, parameters.len());
         for (part, rate) in [(0..tables, rates.tables), (tables..all, rates.network)] {
             compute.adam_step(
                 &AdamStep { rate, beta1: rates.beta1, beta2: rates.beta2, epsilon: rates.epsilon, step },
-                &mut parameters[part.clone()],
-                &gradients[part.clone()],
-                &mut first[part.clone()],
-                &mut second[part],
+                parameters.values_mut().part(part.clone()),
+                gradients.values().part(part.clone()),
+                first.values_mut().part(part.clone()),
+                second.values_mut().part(part),
             )?;
         }
         Ok(())
     }
+}
+
+fn parameters<'a>(
+    layout: &'a FieldLayout,
+    parameters: &'a Buffer,
+    level_weights: &'a [f32],
+) -> FieldParameters<'a, Values<'a>> {
+    let (all, tables) = (parameters.values(), layout.tables_len());
+    FieldParameters { layout, tables: all.part(0..tables), network: all.part(tables..all.len()), level_weights }
+}
+
+/// See [`Field::reset`].
+fn first_parameters(layout: &FieldLayout, (tables, network): (&mut [f32], &mut [f32]), seed: u64, density_per_mm: f32) {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    tables.iter_mut().for_each(|feature| *feature = random.random_range(-1e-4..1e-4));
+    let hidden = layout.shape().hidden_layers;
+    for index in 0..=hidden {
+        let layer = layout.layer(index);
+        let (weights, biases) = network[layer.first..].split_at_mut(layer.inputs * layer.outputs);
+        biases[..layer.outputs].fill(0.0);
+        // Signs of the units that stand for one input or output: the first layer's inputs and the last output stand alone.
+        let of_input: &[f32] = if index == 0 { &[1.0] } else { &[1.0, -1.0] };
+        let of_output: &[f32] = if index == hidden { &[1.0] } else { &[1.0, -1.0] };
+        let inputs = layer.inputs / of_input.len();
+        let most = (3.0 / inputs as f32).sqrt();
+        for input in 0..inputs {
+            for output in 0..layer.outputs / of_output.len() {
+                let weight = random.random_range(-most..most);
+                for (i, a) in of_input.iter().enumerate() {
+                    for (o, b) in of_output.iter().enumerate() {
+                        let at = (input * of_input.len() + i) * layer.outputs + output * of_output.len() + o;
+                        weights[at] = a * b * weight;
+                    }
+                }
+            }
+        }
+    }
+    let bias = layout.layer(hidden).biases();
+    // The inverse of softplus.
+    let value = (density_per_mm / layout.shape().density_unit_per_mm).max(1e-9);
+    network[bias] = value + (-(-value).exp_m1()).ln();
 }
 
 #[cfg(test)]

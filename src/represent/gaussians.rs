@@ -14,13 +14,16 @@ mod plan;
 pub use drive::{GaussianRepresentation, GaussianSchedule};
 pub use plan::GaussianPlan;
 
-use crate::compute::ComputeError;
-use crate::compute::gaussians::{AdamStep, GaussianCompute, GaussianGradients, GaussianSet};
+use crate::compute::gaussians::{AdamStep, GaussianBounds, GaussianGradients, GaussianSet, softplus};
+use crate::compute::{Buffer, ComputeError, Memory, Operations, Values, ValuesMut};
 use crate::error::{Classed, ErrorClass};
 
 /// Why a set of Gaussians cannot be made.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum GaussianError {
+    /// An operation failed.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
     /// A setting that cannot work.
     #[error("gaussians: {field} = {value}: {requirement}")]
     Setting {
@@ -151,24 +154,22 @@ const POSITION: usize = 1;
 const SCALE: usize = 4;
 const ROTATION: usize = 7;
 
-/// Parameters of Gaussians, their gradients and Adam's moments.
+/// Parameters of Gaussians, their gradients and Adam's moments, in the memory of the carrier that works on them.
 #[derive(Debug)]
 pub struct Gaussians {
     limits: GaussianLimits,
     len: usize,
     /// `[channel][capacity]`.
-    parameters: Vec<f32>,
+    parameters: Buffer,
     /// `rho` of the present parameters.
-    density_per_mm: Vec<f32>,
+    density_per_mm: Buffer,
     /// As `parameters`, and one more channel: the sum of the views' norms.
-    gradients: Vec<f32>,
-    first: Vec<f32>,
-    second: Vec<f32>,
+    gradients: Buffer,
+    first: Buffer,
+    second: Buffer,
     /// Views since the norms were last cleared.
     views: u64,
-    /// Indices, for initialisation and adaptive control.
-    indices: Vec<u32>,
-    cells: Vec<u32>,
+    table: Table,
 }
 
 impl Gaussians {
@@ -176,21 +177,13 @@ impl Gaussians {
     ///
     /// # Errors
     /// [`GaussianError::Setting`] or [`GaussianError::Memory`].
-    pub fn new(limits: &GaussianLimits) -> Result<Self, GaussianError> {
+    pub fn new(compute: &dyn Memory, limits: &GaussianLimits) -> Result<Self, GaussianError> {
         limits.check()?;
         let capacity = limits.capacity;
-        let memory = || GaussianError::Memory { capacity, bytes: Self::bytes(capacity) };
         let floats = |channels: usize| {
-            let mut vec = Vec::new();
-            vec.try_reserve_exact(channels * capacity).map_err(|_| memory())?;
-            vec.resize(channels * capacity, 0.0f32);
-            Ok::<_, GaussianError>(vec)
-        };
-        let words = |count: usize| {
-            let mut vec = Vec::new();
-            vec.try_reserve_exact(count).map_err(|_| memory())?;
-            vec.resize(count, 0u32);
-            Ok::<_, GaussianError>(vec)
+            compute
+                .buffer("gaussians", channels * capacity)
+                .map_err(|_| GaussianError::Memory { capacity, bytes: Self::bytes(capacity) })
         };
         Ok(Self {
             limits: *limits,
@@ -201,8 +194,7 @@ impl Gaussians {
             first: floats(CHANNELS)?,
             second: floats(CHANNELS)?,
             views: 0,
-            indices: words(capacity)?,
-            cells: words(capacity + 1)?,
+            table: Table::new(compute, limits)?,
         })
     }
 
@@ -232,16 +224,19 @@ impl Gaussians {
 
     /// The Gaussians as the operations read them.
     #[must_use]
-    pub fn set(&self) -> GaussianSet<'_> {
+    pub fn set(&self) -> GaussianSet<Values<'_>> {
         set(&self.parameters, &self.density_per_mm, &self.limits, self.len)
     }
 
     /// The Gaussians and their gradients, for the backward operations.
-    pub fn set_and_gradients(&mut self) -> (GaussianSet<'_>, GaussianGradients<'_>) {
-        let mut channels =
-            self.gradients.chunks_exact_mut(self.limits.capacity).map(|channel| &mut channel[..self.len]);
-        // As many channels as are taken here.
-        let mut next = || channels.next().unwrap_or_default();
+    pub fn set_and_gradients(&mut self) -> (GaussianSet<Values<'_>>, GaussianGradients<ValuesMut<'_>>) {
+        let (capacity, len) = (self.limits.capacity, self.len);
+        let mut left = Some(self.gradients.values_mut());
+        let mut next = || {
+            let (channel, rest) = left.take().unwrap_or_else(|| (&mut []).into()).split_at(capacity);
+            left = Some(rest);
+            channel.part(0..len)
+        };
         let gradients = GaussianGradients {
             density_per_mm: next(),
             position_mm: [next(), next(), next()],
@@ -253,23 +248,170 @@ impl Gaussians {
     }
 
     /// Sets the gradients to 0, but not the sums that adaptive control decides by; `views` are about to be added to these.
-    pub fn begin_step(&mut self, views: usize) {
-        self.gradients[..CHANNELS * self.limits.capacity].fill(0.0);
+    ///
+    /// # Errors
+    /// As the operation.
+    pub fn begin_step(&mut self, compute: &dyn Operations, views: usize) -> Result<(), ComputeError> {
         self.views += views as u64;
+        compute.fill(0.0, self.gradients.values_mut().part(0..CHANNELS * self.limits.capacity))
     }
 
     /// Adds the norm of the present gradient by position to the sums that adaptive control decides by: where the gradient comes through a
     /// volume, no view has one of its own.
-    pub fn add_position_norms(&mut self) {
-        let (channels, norms) = self.gradients.split_at_mut(CHANNELS * self.limits.capacity);
-        let axis = |k: usize| &channels[(POSITION + k) * self.limits.capacity..][..self.len];
-        for (((norm, x), y), z) in norms.iter_mut().zip(axis(0)).zip(axis(1)).zip(axis(2)) {
-            *norm += (x * x + y * y + z * z).sqrt();
-        }
+    ///
+    /// # Errors
+    /// As the operation.
+    pub fn add_position_norms(&mut self, compute: &dyn Operations) -> Result<(), ComputeError> {
+        let (_, gradients) = self.set_and_gradients();
+        compute.gaussian_add_norms(gradients.position_mm.each_ref().map(ValuesMut::as_values), gradients.view_norm)
     }
 
     /// The mean norm that `share` of the Gaussians exceed: a threshold for [`adapt::AdaptiveControl`].
-    pub fn norm_exceeded_by(&mut self, share: f32) -> f32 {
+    ///
+    /// # Errors
+    /// [`ComputeError::Device`] where the device does not give the norms back.
+    pub fn norm_exceeded_by(&mut self, compute: &dyn Operations, share: f32) -> Result<f32, ComputeError> {
+        self.edit(compute, |table| table.norm_exceeded_by(share))
+    }
+
+    /// One step of Adam along the gradients; `step` counts from 1.
+    ///
+    /// # Errors
+    /// As the operation; none with the lengths used here.
+    pub fn step(&mut self, compute: &dyn Operations, rates: &GaussianRates, step: u32) -> Result<(), ComputeError> {
+        let (capacity, len) = (self.limits.capacity, self.len);
+        let Self { limits, parameters, gradients, first, second, .. } = self;
+        compute.gaussian_raw_gradient(
+            limits.density_unit_per_mm,
+            parameters.values().part(0..len),
+            gradients.values_mut().part(0..len),
+        )?;
+        for channel in 0..CHANNELS {
+            let rate = match channel {
+                0 => rates.density,
+                POSITION..SCALE => rates.position_mm,
+                SCALE..ROTATION => rates.log_scale,
+                _ => rates.rotation,
+            };
+            let part = channel * capacity..channel * capacity + len;
+            compute.adam_step(
+                &AdamStep { rate, beta1: rates.beta1, beta2: rates.beta2, ..AdamStep::new(rate, step) },
+                parameters.values_mut().part(part.clone()),
+                gradients.values().part(part.clone()),
+                first.values_mut().part(part.clone()),
+                second.values_mut().part(part),
+            )?;
+        }
+        self.settle(compute)
+    }
+
+    /// Brings scales within their limits and quaternions to unit length, and works out the densities.
+    fn settle(&mut self, compute: &dyn Operations) -> Result<(), ComputeError> {
+        let (capacity, len) = (self.limits.capacity, self.len);
+        let (mut raw, mut left) = self.parameters.values_mut().split_at(SCALE * capacity);
+        let mut next = || {
+            let (channel, rest) = std::mem::replace(&mut left, (&mut []).into()).split_at(capacity);
+            left = rest;
+            channel.part(0..len)
+        };
+        let (log_scale, rotation) = ([next(), next(), next()], [next(), next(), next(), next()]);
+        let limits = &self.limits;
+        let bounds = GaussianBounds {
+            density_unit_per_mm: limits.density_unit_per_mm,
+            log_scale: [limits.smallest_scale_mm.ln(), limits.largest_scale_mm.ln()],
+        };
+        let density_per_mm = self.density_per_mm.values_mut().part(0..len);
+        compute.gaussian_settle(&bounds, raw.reborrow().as_values().part(0..len), log_scale, rotation, density_per_mm)
+    }
+
+    /// Multiplies all densities.
+    ///
+    /// # Errors
+    /// [`GaussianError::Setting`] where the factor is not finite and positive, [`GaussianError::Compute`] as the operations.
+    pub fn scale_densities(&mut self, compute: &dyn Operations, factor: f32) -> Result<(), GaussianError> {
+        if !(factor > 0.0 && factor.is_finite()) {
+            return Err(GaussianError::Setting {
+                field: "density factor",
+                value: f64::from(factor),
+                requirement: "must be finite and > 0",
+            });
+        }
+        self.edit(compute, |table| {
+            for (raw, &density) in table.parameters[..table.len].iter_mut().zip(&table.density_per_mm) {
+                *raw = raw_of(factor * density / table.limits.density_unit_per_mm);
+            }
+        })?;
+        Ok(self.settle(compute)?)
+    }
+
+    /// Has `work` change the Gaussians on the host.
+    fn edit<R>(&mut self, compute: &dyn Memory, work: impl FnOnce(&mut Table) -> R) -> Result<R, ComputeError> {
+        let Self { len, views, parameters, density_per_mm, gradients, first, second, table, .. } = self;
+        (table.len, table.views) = (*len, *views);
+        parameters.lend(compute, &mut table.parameters)?;
+        density_per_mm.lend(compute, &mut table.density_per_mm)?;
+        gradients.lend(compute, &mut table.gradients)?;
+        first.lend(compute, &mut table.first)?;
+        second.lend(compute, &mut table.second)?;
+        let result = work(table);
+        parameters.take_back(compute, &mut table.parameters)?;
+        density_per_mm.take_back(compute, &mut table.density_per_mm)?;
+        gradients.take_back(compute, &mut table.gradients)?;
+        first.take_back(compute, &mut table.first)?;
+        second.take_back(compute, &mut table.second)?;
+        (*len, *views) = (table.len, table.views);
+        Ok(result)
+    }
+}
+
+/// The arrays of [`Gaussians`] on the host, while something is done there: the first draw, and rounds of adaptive control.
+#[derive(Debug)]
+struct Table {
+    limits: GaussianLimits,
+    len: usize,
+    views: u64,
+    parameters: Vec<f32>,
+    density_per_mm: Vec<f32>,
+    gradients: Vec<f32>,
+    first: Vec<f32>,
+    second: Vec<f32>,
+    /// Indices, for initialisation and adaptive control.
+    indices: Vec<u32>,
+    cells: Vec<u32>,
+}
+
+impl Table {
+    fn new(compute: &dyn Memory, limits: &GaussianLimits) -> Result<Self, GaussianError> {
+        let capacity = limits.capacity;
+        let memory = || GaussianError::Memory { capacity, bytes: Gaussians::bytes(capacity) };
+        let floats = |channels: usize| {
+            let (mut vec, len) = (Vec::new(), compute.copy_len(channels * capacity));
+            vec.try_reserve_exact(len).map_err(|_| memory())?;
+            vec.resize(len, 0.0f32);
+            Ok::<_, GaussianError>(vec)
+        };
+        let words = |count: usize| {
+            let mut vec = Vec::new();
+            vec.try_reserve_exact(count).map_err(|_| memory())?;
+            vec.resize(count, 0u32);
+            Ok::<_, GaussianError>(vec)
+        };
+        Ok(Self {
+            limits: *limits,
+            len: 0,
+            views: 0,
+            parameters: floats(CHANNELS)?,
+            density_per_mm: floats(1)?,
+            gradients: floats(CHANNELS + 1)?,
+            first: floats(CHANNELS)?,
+            second: floats(CHANNELS)?,
+            indices: words(capacity)?,
+            cells: words(capacity + 1)?,
+        })
+    }
+
+    /// See [`Gaussians::norm_exceeded_by`].
+    fn norm_exceeded_by(&mut self, share: f32) -> f32 {
         let norms = &self.gradients[CHANNELS * self.limits.capacity..][..self.len];
         // Floats that are not negative sort as their bits do.
         let bits = &mut self.cells[..self.len];
@@ -281,85 +423,6 @@ impl Gaussians {
             Some(nth) => f32::from_bits(*bits.select_nth_unstable(nth).1) / self.views.max(1) as f32,
             None => 0.0,
         }
-    }
-
-    /// One step of Adam along the gradients; `step` counts from 1.
-    ///
-    /// # Errors
-    /// As the operation; none with the lengths used here.
-    pub fn step(
-        &mut self,
-        compute: &(impl GaussianCompute + ?Sized),
-        rates: &GaussianRates,
-        step: u32,
-    ) -> Result<(), ComputeError> {
-        let (capacity, len) = (self.limits.capacity, self.len);
-        let unit = self.limits.density_unit_per_mm;
-        for (gradient, &raw) in self.gradients[..len].iter_mut().zip(&self.parameters) {
-            // d softplus = the logistic function.
-            *gradient *= unit / (1.0 + (-raw).exp());
-        }
-        for channel in 0..CHANNELS {
-            let rate = match channel {
-                0 => rates.density,
-                POSITION..SCALE => rates.position_mm,
-                SCALE..ROTATION => rates.log_scale,
-                _ => rates.rotation,
-            };
-            let part = channel * capacity..channel * capacity + len;
-            compute.adam_step(
-                &AdamStep { rate, beta1: rates.beta1, beta2: rates.beta2, ..AdamStep::new(rate, step) },
-                &mut self.parameters[part.clone()],
-                &self.gradients[part.clone()],
-                &mut self.first[part.clone()],
-                &mut self.second[part],
-            )?;
-        }
-        self.settle();
-        Ok(())
-    }
-
-    /// Brings scales within their limits and quaternions to unit length, and works out the densities.
-    fn settle(&mut self) {
-        let (capacity, len) = (self.limits.capacity, self.len);
-        let (low, high) = (self.limits.smallest_scale_mm.ln(), self.limits.largest_scale_mm.ln());
-        for channel in SCALE..ROTATION {
-            for scale in &mut self.parameters[channel * capacity..][..len] {
-                *scale = scale.clamp(low, high);
-            }
-        }
-        for i in 0..len {
-            let at = |k: usize| (ROTATION + k) * capacity + i;
-            let square: f32 = (0..4).map(|k| self.parameters[at(k)] * self.parameters[at(k)]).sum();
-            // A quaternion that a step has brought to nothing begins anew.
-            let (factor, w) = if square > 1e-12 { (1.0 / square.sqrt(), 0.0) } else { (0.0, 1.0) };
-            for k in 0..4 {
-                self.parameters[at(k)] *= factor;
-            }
-            self.parameters[at(0)] += w;
-        }
-        for (density, &raw) in self.density_per_mm[..len].iter_mut().zip(&self.parameters) {
-            *density = self.limits.density_unit_per_mm * softplus(raw);
-        }
-    }
-
-    /// Multiplies all densities.
-    ///
-    /// # Errors
-    /// [`GaussianError::Setting`] where the factor is not finite and positive.
-    pub fn scale_densities(&mut self, factor: f32) -> Result<(), GaussianError> {
-        if !(factor > 0.0 && factor.is_finite()) {
-            return Err(GaussianError::Setting {
-                field: "density factor",
-                value: f64::from(factor),
-                requirement: "must be finite and > 0",
-            });
-        }
-        for (raw, &density) in self.parameters[..self.len].iter_mut().zip(&self.density_per_mm) {
-            *raw = raw_of(factor * density / self.limits.density_unit_per_mm);
-        }
-        self.settle();
-        Ok(())
     }
 
     /// Sets Gaussian `i`'s parameters and clears its moments and sums.
@@ -384,20 +447,20 @@ impl Gaussians {
     }
 }
 
-fn set<'a>(parameters: &'a [f32], density: &'a [f32], limits: &GaussianLimits, len: usize) -> GaussianSet<'a> {
-    let channel = |k: usize| &parameters[k * limits.capacity..][..len];
+fn set<'a>(
+    parameters: &'a Buffer,
+    density: &'a Buffer,
+    limits: &GaussianLimits,
+    len: usize,
+) -> GaussianSet<Values<'a>> {
+    let channel = |k: usize| parameters.values().part(k * limits.capacity..k * limits.capacity + len);
     GaussianSet {
-        density_per_mm: &density[..len],
+        density_per_mm: density.values().part(0..len),
         position_mm: [channel(1), channel(2), channel(3)],
         log_scale: [channel(4), channel(5), channel(6)],
         rotation: [channel(7), channel(8), channel(9), channel(10)],
         low_pass_mm: limits.low_pass_mm,
     }
-}
-
-/// `ln(1 + e^x)`.
-fn softplus(x: f32) -> f32 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
 /// The `x` whose softplus is `value`, for values down to 1e-9.

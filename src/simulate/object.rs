@@ -7,7 +7,7 @@ use super::ct_object::CtObject;
 use super::ellipsoids::{Ellipsoid, EllipsoidPhantom};
 use super::error::SimulateError;
 use super::layered::LayeredPhantom;
-use crate::compute::Compute;
+use crate::compute::cpu::CpuCompute;
 use crate::geometry::{Detector, ScanGeometry, ViewPose, VolumeGrid};
 
 /// The space that an object takes up about the rotation axis.
@@ -101,7 +101,7 @@ pub enum Object {
         /// Values on it, `[x][y][z]`, 1/mm.
         fine: Vec<f32>,
         /// Carries out the projection.
-        compute: Box<dyn Compute>,
+        compute: Box<CpuCompute>,
     },
 }
 

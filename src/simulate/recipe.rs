@@ -214,7 +214,7 @@ pub fn simulate(recipe: &Recipe, mut progress: impl FnMut(Progress)) -> Result<S
     Ok(Simulated { scene, nodules, extent, fine_grid, notes })
 }
 
-fn prepared(recipe: &Recipe, grid: &VolumeGrid) -> Result<Box<dyn Compute>, SimulateError> {
+fn prepared(recipe: &Recipe, grid: &VolumeGrid) -> Result<Box<CpuCompute>, SimulateError> {
     let n = recipe.subpixels;
     let detector = recipe.orbit.detector;
     let mut compute = CpuCompute::new(recipe.threads)?;

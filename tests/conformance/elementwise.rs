@@ -3,8 +3,8 @@
 use diffnr::compute::cpu::CpuCompute;
 use diffnr::compute::cuda;
 use diffnr::compute::cuda::DeviceSum;
-use diffnr::compute::gaussians::{AdamStep, GaussianCompute as _};
-use diffnr::compute::sart::{CorrectionStep, SartCompute as _};
+use diffnr::compute::gaussians::AdamStep;
+use diffnr::compute::sart::CorrectionStep;
 use proptest::prelude::*;
 
 use crate::carriers::{Carrier, on_each};

@@ -27,7 +27,7 @@ fn assert_weights(carrier: &Carrier, detector: Detector, views: usize, pad: [usi
     let image = random(detector.pixels() * if image_per_view { views } else { 1 }, 1);
     let columns = signed(views * detector.columns, 2);
     let projections = random(views * detector.pixels(), 3);
-    let weights = ProjectionWeights { detector, pad, image: &image, columns: &columns };
+    let weights = ProjectionWeights { detector, pad, image: &image[..], columns: &columns };
     let mut expected = vec![f32::NAN; views * detector.rows * weights.wide_columns()];
     CpuCompute::new(1).unwrap().weight_projections(&weights, &projections, &mut expected).unwrap();
     let weighted = carrier.run(|launcher| {

@@ -2,7 +2,6 @@
 
 use std::f64::consts::TAU;
 
-use diffnr::compute::Compute as _;
 use diffnr::compute::cuda::{Launcher, ScanTable, back_project_matched, forward_project};
 use diffnr::geometry::{CircularOrbit, ScanGeometry, VolumeGrid};
 use proptest::prelude::*;

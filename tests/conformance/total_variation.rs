@@ -3,7 +3,7 @@
 use diffnr::compute::cpu::CpuCompute;
 use diffnr::compute::cuda;
 use diffnr::compute::cuda::DeviceSum;
-use diffnr::compute::total_variation::{TotalVariation, VariationCompute as _};
+use diffnr::compute::total_variation::TotalVariation;
 use proptest::prelude::*;
 
 use crate::carriers::{Carrier, on_each};

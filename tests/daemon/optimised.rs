@@ -36,20 +36,20 @@ fn offline_after(room: &Room, early: Option<EarlyStart>, iterations: usize, miss
     let views = ScanViews { line_integrals, poses: None, present: Some(&present) };
     let mut compute = diffnr::compute::cpu::CpuCompute::new(1).unwrap();
     recipe.prepare(&mut compute).unwrap();
-    let mut optimiser = recipe.optimiser().unwrap();
+    let mut optimiser = recipe.optimiser(&compute).unwrap();
     let before = early.map_or(0, |early| early.iterations);
     if let Some(early) = early {
         let first = early.present(VIEWS);
-        optimiser.load_views(&ScanViews { present: Some(&first), ..views }).unwrap();
+        optimiser.load_views(&compute, &ScanViews { present: Some(&first), ..views }).unwrap();
         optimiser.begin(&compute, None, &Unobserved).unwrap();
         optimiser.run(&compute, Budget::Iterations(before), &mut Unobserved).unwrap();
     }
-    optimiser.load_views(&views).unwrap();
+    optimiser.load_views(&compute, &views).unwrap();
     if early.is_none() {
         optimiser.begin(&compute, None, &Unobserved).unwrap();
     }
     optimiser.go_on(&compute, before, Budget::Iterations(iterations - before), &mut Unobserved).unwrap();
-    let volume = Array3::from_shape_vec(scan.grid.voxels, optimiser.into_volume()).unwrap();
+    let volume = Array3::from_shape_vec(scan.grid.voxels, optimiser.into_volume(&compute).unwrap()).unwrap();
     scan.scale.volume_values(volume.view())
 }
 

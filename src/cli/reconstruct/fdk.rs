@@ -38,7 +38,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let scratch_bytes = job.compute.scratch_bytes(&plan.workload());
     memory::check(&plan.buffers(), scratch_bytes, &job.grid, "use a smaller --size")?;
     job.compute.prepare(&plan.workload()).map_err(|error| failure(error.into()))?;
-    let mut accumulator = FdkAccumulator::new(Arc::clone(&plan)).map_err(failure)?;
+    let mut accumulator = FdkAccumulator::new(&job.compute, Arc::clone(&plan)).map_err(failure)?;
     let plan_s = begin.elapsed().as_secs_f64();
     for warning in &plan.coverage().warnings {
         eprintln!("diffnr: warning: {warning}");
@@ -56,7 +56,8 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let reconstruct_s = job.tracer.method_s();
     let views = accumulator.views_added();
     // One point: the only volume there is.
-    let volume = job.tracer.wants_volume(views).then(|| accumulator.volume());
+    let wanted = job.tracer.wants_volume(views);
+    let volume = wanted.then(|| accumulator.volume(&job.compute)).transpose().map_err(failure)?;
     job.tracer.observe(&Progress { iteration: views, iterations: views, residual: f64::NAN, volume });
     job.tracer.end();
 
@@ -66,7 +67,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
         ("gups".to_owned(), Value::from(gups)),
     ];
     Ok(Reconstructed {
-        volume: accumulator.into_volume(),
+        volume: accumulator.into_volume(&job.compute).map_err(failure)?,
         plan_s,
         reconstruct_s,
         buffers: plan.buffers(),

@@ -170,7 +170,15 @@ pub(super) fn run_os_sart(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let outcome = compute.install(|| sart.run(compute, tracer)).map_err(failure)?;
     tracer.end();
     let facts = sart_facts(&plan);
-    Ok(finish(job, outcome, facts, plan_s, plan.buffers(), scratch_bytes, sart.into_volume()))
+    Ok(finish(
+        job,
+        outcome,
+        facts,
+        plan_s,
+        plan.buffers(),
+        scratch_bytes,
+        sart.into_volume(&job.compute).map_err(failure)?,
+    ))
 }
 
 /// Reconstructs by ASD-POCS.
@@ -196,7 +204,15 @@ pub(super) fn run_asd_pocs(job: &mut Job<'_>) -> Result<Reconstructed, Failure> 
     facts.insert("r_max".into(), settings.r_max.into());
     facts.insert("epsilon".into(), method.epsilon().into());
     facts.insert("noise".into(), json!(method.noise()));
-    Ok(finish(job, outcome, facts, plan_s, plan.buffers(), scratch_bytes, method.into_volume()))
+    Ok(finish(
+        job,
+        outcome,
+        facts,
+        plan_s,
+        plan.buffers(),
+        scratch_bytes,
+        method.into_volume(&job.compute).map_err(failure)?,
+    ))
 }
 
 /// What there is to know of the data step.

@@ -151,12 +151,12 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let scratch_bytes = recipe.scratch_bytes(&job.compute);
     memory::check(&recipe.buffers(), scratch_bytes, &grid, "use a smaller --size or fewer --gaussians")?;
     recipe.prepare(&mut job.compute).map_err(failure)?;
-    let mut optimiser = recipe.optimiser().map_err(refused)?;
+    let mut optimiser = recipe.optimiser(&job.compute).map_err(refused)?;
     let mut buffers = recipe.buffers();
     let fixing_facts = match fixing {
         Some((fixing, facts)) => {
             buffers.push(("SliceFixer's slices and volumes", fixing.buffer_bytes()));
-            optimiser.repair_with(Box::new(fixing)).map_err(failure)?;
+            optimiser.repair_with(&job.compute, Box::new(fixing)).map_err(failure)?;
             Some(facts)
         }
         None => None,
@@ -175,14 +175,14 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let line_integrals = job.line_integrals();
     let present = options.early.map(|early| early.present(geometry.views.len()));
     let first = ScanViews { present: present.as_deref(), ..ScanViews::whole(line_integrals) };
-    optimiser.load_views(&first).map_err(failure)?;
+    optimiser.load_views(&job.compute, &first).map_err(failure)?;
     let (compute, tracer) = (&job.compute, &mut job.tracer);
     let outcome = compute
         .install(|| {
             optimiser.begin(compute, None, tracer)?;
             if before > 0 {
                 optimiser.start_early(compute, before, tracer)?;
-                optimiser.load(line_integrals)?;
+                optimiser.load(compute, line_integrals)?;
             }
             optimiser.go_on(compute, before, budget, tracer)
         })
@@ -231,7 +231,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
             facts["provider"].as_str().unwrap_or("")
         ))
     );
-    let mut volume = optimiser.into_volume();
+    let mut volume = optimiser.into_volume(&job.compute).map_err(failure)?;
     scale.give_back(&mut volume);
     Ok(Reconstructed {
         plan_s,

@@ -12,8 +12,8 @@
 
 use rayon::prelude::*;
 
-use super::super::ComputeError;
 use super::super::experts::{Experts, ExpertsCompute, GROUP, MOST_EXPERTS, TAPS};
+use super::super::{ComputeError, Values, ValuesMut};
 use super::field_lanes::FieldLanes;
 use super::gaussian_lanes::at_each_level;
 use super::scratch::{Need, Scratch};
@@ -48,6 +48,24 @@ impl ExpertsCompute for CpuCompute {
     }
 
     fn add_experts_gradient(
+        &self,
+        experts: &Experts,
+        voxels: [usize; 3],
+        weight: f32,
+        volume: Values<'_>,
+        gradient: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        self.add_experts_gradient(experts, voxels, weight, volume.host(OPERATION)?, gradient.host(OPERATION)?)
+    }
+}
+
+/// The operations on slices.
+impl CpuCompute {
+    /// See [`ExpertsCompute::add_experts_gradient`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add_experts_gradient(
         &self,
         experts: &Experts,
         voxels: [usize; 3],

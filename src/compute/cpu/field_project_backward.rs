@@ -12,7 +12,7 @@
 use rayon::prelude::*;
 
 use super::super::ComputeError;
-use super::super::field::{FieldGradients, FieldParameters, FieldRays, FieldShape};
+use super::super::field::{FieldParameters, FieldRays, FieldShape, HostFieldGradients};
 use super::check_len;
 use super::field_lanes::FieldLanes;
 use super::field_network::{Block, POINTS, Sizes, transposed};
@@ -55,7 +55,7 @@ pub(super) fn field_project_backward(
     rays: &FieldRays<'_>,
     field: &FieldParameters<'_>,
     by_integrals: &[f32],
-    gradients: &mut FieldGradients<'_>,
+    gradients: &mut HostFieldGradients<'_>,
 ) -> Result<(), ComputeError> {
     check_field(OPERATION, field)?;
     check_rays(OPERATION, rays)?;

@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::super::field::{
-    FieldCompute, FieldGradients, FieldJitter, FieldLayout, FieldParameters, FieldRays, FieldShape, FieldWorkload,
+    FieldCompute, FieldJitter, FieldLayout, FieldParameters, FieldRays, FieldShape, FieldWorkload, HostFieldGradients,
     RayPixel,
 };
 use super::{CpuCompute, SimdLevel};
@@ -250,12 +250,12 @@ pub(super) fn everything(
     let weights = |n: usize| (0..n).map(|k| weight(k) as f32).collect::<Vec<_>>();
     {
         let [tables, network] = &mut by_volume;
-        let mut lent = FieldGradients { tables, network };
+        let mut lent = HostFieldGradients { tables, network };
         cpu.field_voxelise_backward(grid, &field, jitter, &weights(grid.len()), &mut lent).unwrap();
     }
     {
         let [tables, network] = &mut by_rays;
-        let mut lent = FieldGradients { tables, network };
+        let mut lent = HostFieldGradients { tables, network };
         cpu.field_project_backward(&rays, &field, &weights(pixels.len()), &mut lent).unwrap();
     }
     Results { volume, integrals, by_volume, by_rays }

@@ -16,7 +16,7 @@
 use rayon::prelude::*;
 
 use super::super::ComputeError;
-use super::super::field::{FieldGradients, FieldJitter, FieldParameters, FieldWorkload};
+use super::super::field::{FieldJitter, FieldParameters, FieldWorkload, HostFieldGradients};
 use super::check_len;
 use super::field_lanes::FieldLanes;
 use super::field_network::{Block, POINTS, Sizes, transposed};
@@ -58,7 +58,7 @@ pub(super) fn field_voxelise_backward(
     field: &FieldParameters<'_>,
     jitter: Option<FieldJitter>,
     by_volume: &[f32],
-    gradients: &mut FieldGradients<'_>,
+    gradients: &mut HostFieldGradients<'_>,
 ) -> Result<(), ComputeError> {
     check_field(OPERATION, field)?;
     check_len(OPERATION, "gradients.tables", gradients.tables.len(), field.tables.len())?;

@@ -2,8 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::super::ComputeError;
 use super::super::losses::{ImageLoss, ImageLossValue, LossCompute, LossWorkload, VolumeSsimLoss, VolumeSsimValue};
+use super::super::{ComputeError, Values, ValuesMut};
 use super::scratch::Need;
 use super::{CpuCompute, loss_image, loss_volume};
 use crate::geometry::Detector;
@@ -22,6 +22,46 @@ impl LossCompute for CpuCompute {
     }
 
     fn image_loss(
+        &self,
+        detector: Detector,
+        settings: &ImageLoss,
+        projections: Values<'_>,
+        measured: Values<'_>,
+        weights: Option<Values<'_>>,
+        by_projections: ValuesMut<'_>,
+    ) -> Result<ImageLossValue, ComputeError> {
+        const OPERATION: &str = "image_loss";
+        self.image_loss(
+            detector,
+            settings,
+            projections.host(OPERATION)?,
+            measured.host(OPERATION)?,
+            weights.map(|weights| weights.host(OPERATION)).transpose()?,
+            by_projections.host(OPERATION)?,
+        )
+    }
+
+    fn volume_ssim_loss(
+        &self,
+        voxels: [usize; 3],
+        settings: &VolumeSsimLoss,
+        volume: Values<'_>,
+        reference: Values<'_>,
+        by_volume: ValuesMut<'_>,
+    ) -> Result<VolumeSsimValue, ComputeError> {
+        const OPERATION: &str = "volume_ssim_loss";
+        let (volume, reference) = (volume.host(OPERATION)?, reference.host(OPERATION)?);
+        self.volume_ssim_loss(voxels, settings, volume, reference, by_volume.host(OPERATION)?)
+    }
+}
+
+/// The operations on slices.
+impl CpuCompute {
+    /// See [`LossCompute::image_loss`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn image_loss(
         &self,
         detector: Detector,
         settings: &ImageLoss,
@@ -44,7 +84,11 @@ impl LossCompute for CpuCompute {
         })
     }
 
-    fn volume_ssim_loss(
+    /// See [`LossCompute::volume_ssim_loss`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn volume_ssim_loss(
         &self,
         voxels: [usize; 3],
         settings: &VolumeSsimLoss,

@@ -7,8 +7,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::super::ComputeError;
 use super::super::sart::{CorrectionStep, SartCompute};
+use super::super::{ComputeError, Values, ValuesMut};
 use super::{CpuCompute, check_len};
 
 /// Values of a task: a lane sums 256 of them.
@@ -16,7 +16,54 @@ const TASK: usize = 4096;
 const LANES: usize = 16;
 
 impl SartCompute for CpuCompute {
-    fn weigh_residual(&self, measured: &[f32], weights: &[f32], projections: &mut [f32]) -> Result<f64, ComputeError> {
+    fn weigh_residual(
+        &self,
+        measured: Values<'_>,
+        weights: Values<'_>,
+        projections: ValuesMut<'_>,
+    ) -> Result<f64, ComputeError> {
+        const OPERATION: &str = "weigh_residual";
+        self.weigh_residual(measured.host(OPERATION)?, weights.host(OPERATION)?, projections.host(OPERATION)?)
+    }
+
+    fn apply_correction(
+        &self,
+        step: &CorrectionStep,
+        correction: Values<'_>,
+        column_sums: Values<'_>,
+        volume: ValuesMut<'_>,
+    ) -> Result<f64, ComputeError> {
+        const OPERATION: &str = "apply_correction";
+        self.apply_correction(step, correction.host(OPERATION)?, column_sums.host(OPERATION)?, volume.host(OPERATION)?)
+    }
+
+    fn descend(&self, step: f32, gradient: Values<'_>, least: f32, volume: ValuesMut<'_>) -> Result<(), ComputeError> {
+        const OPERATION: &str = "descend";
+        self.descend(step, gradient.host(OPERATION)?, least, volume.host(OPERATION)?)
+    }
+
+    fn squared_norm(&self, values: Values<'_>) -> Result<f64, ComputeError> {
+        Ok(self.squared_norm(values.host("squared_norm")?))
+    }
+
+    fn squared_distance(&self, first: Values<'_>, second: Values<'_>) -> Result<f64, ComputeError> {
+        const OPERATION: &str = "squared_distance";
+        self.squared_distance(first.host(OPERATION)?, second.host(OPERATION)?)
+    }
+}
+
+/// The operations on slices.
+impl CpuCompute {
+    /// See [`SartCompute::weigh_residual`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn weigh_residual(
+        &self,
+        measured: &[f32],
+        weights: &[f32],
+        projections: &mut [f32],
+    ) -> Result<f64, ComputeError> {
         const OPERATION: &str = "weigh_residual";
         check_len(OPERATION, "measured", measured.len(), projections.len())?;
         check_len(OPERATION, "weights", weights.len(), projections.len())?;
@@ -37,7 +84,11 @@ impl SartCompute for CpuCompute {
         Ok(self.pool.install(|| over(&work, [measured, weights], projections)))
     }
 
-    fn apply_correction(
+    /// See [`SartCompute::apply_correction`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn apply_correction(
         &self,
         step: &CorrectionStep,
         correction: &[f32],
@@ -66,7 +117,11 @@ impl SartCompute for CpuCompute {
         Ok(self.pool.install(|| over(&work, [correction, column_sums], volume)))
     }
 
-    fn descend(&self, step: f32, gradient: &[f32], least: f32, volume: &mut [f32]) -> Result<(), ComputeError> {
+    /// See [`SartCompute::descend`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn descend(&self, step: f32, gradient: &[f32], least: f32, volume: &mut [f32]) -> Result<(), ComputeError> {
         check_len("descend", "gradient", gradient.len(), volume.len())?;
         let work = |[gradient]: [&[f32]; 1], volume: &mut [f32]| {
             for (value, gradient) in volume.iter_mut().zip(gradient) {
@@ -78,12 +133,20 @@ impl SartCompute for CpuCompute {
         Ok(())
     }
 
-    fn squared_norm(&self, values: &[f32]) -> f64 {
+    /// See [`SartCompute::squared_norm`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn squared_norm(&self, values: &[f32]) -> f64 {
         let work = |[values]: [&[f32]; 1], _: &mut [f32]| squares(values.iter().copied());
         self.pool.install(|| reduce(&work, [values]))
     }
 
-    fn squared_distance(&self, first: &[f32], second: &[f32]) -> Result<f64, ComputeError> {
+    /// See [`SartCompute::squared_distance`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn squared_distance(&self, first: &[f32], second: &[f32]) -> Result<f64, ComputeError> {
         check_len("squared_distance", "second", second.len(), first.len())?;
         let work = |[first, second]: [&[f32]; 2], _: &mut [f32]| {
             squares(first.iter().zip(second).map(|(first, second)| first - second))
@@ -117,7 +180,7 @@ fn middle(values: usize) -> Option<usize> {
 }
 
 /// Works on all tasks of `target` beside those of `inputs`; the sum of what they return, in a tree that the length alone settles.
-fn over<const N: usize>(
+pub(super) fn over<const N: usize>(
     work: &(impl Fn([&[f32]; N], &mut [f32]) -> f64 + Sync),
     inputs: [&[f32]; N],
     target: &mut [f32],
@@ -130,7 +193,10 @@ fn over<const N: usize>(
 }
 
 /// The same without a target.
-fn reduce<const N: usize>(work: &(impl Fn([&[f32]; N], &mut [f32]) -> f64 + Sync), inputs: [&[f32]; N]) -> f64 {
+pub(super) fn reduce<const N: usize>(
+    work: &(impl Fn([&[f32]; N], &mut [f32]) -> f64 + Sync),
+    inputs: [&[f32]; N],
+) -> f64 {
     let Some(at) = middle(inputs[0].len()) else { return work(inputs, &mut []) };
     let (low, high) = (inputs.map(|input| &input[..at]), inputs.map(|input| &input[at..]));
     let (a, b) = rayon::join(|| reduce(work, low), || reduce(work, high));

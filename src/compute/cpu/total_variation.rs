@@ -11,8 +11,8 @@
 // One loop compiled for several levels.
 #![allow(unsafe_code)]
 
-use super::super::ComputeError;
 use super::super::total_variation::{TotalVariation, VariationCompute};
+use super::super::{ComputeError, Values, ValuesMut};
 use super::simd::SimdLevel;
 use super::{CpuCompute, check_len};
 
@@ -22,7 +22,29 @@ const STRETCH: usize = 512;
 const LANES: usize = 16;
 
 impl VariationCompute for CpuCompute {
-    fn total_variation(&self, variation: &TotalVariation, volume: &[f32]) -> Result<f64, ComputeError> {
+    fn total_variation(&self, variation: &TotalVariation, volume: Values<'_>) -> Result<f64, ComputeError> {
+        self.total_variation(variation, volume.host("total_variation")?)
+    }
+
+    fn add_total_variation_gradient(
+        &self,
+        variation: &TotalVariation,
+        weight: f32,
+        volume: Values<'_>,
+        gradient: ValuesMut<'_>,
+    ) -> Result<f64, ComputeError> {
+        const OPERATION: &str = "add_total_variation_gradient";
+        self.add_total_variation_gradient(variation, weight, volume.host(OPERATION)?, gradient.host(OPERATION)?)
+    }
+}
+
+/// The operations on slices.
+impl CpuCompute {
+    /// See [`VariationCompute::total_variation`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn total_variation(&self, variation: &TotalVariation, volume: &[f32]) -> Result<f64, ComputeError> {
         check("total_variation", variation, volume)?;
         if volume.is_empty() {
             return Ok(0.0);
@@ -31,7 +53,11 @@ impl VariationCompute for CpuCompute {
         Ok(self.pool.install(|| work.value(self.simd, 0, variation.voxels[0])))
     }
 
-    fn add_total_variation_gradient(
+    /// See [`VariationCompute::add_total_variation_gradient`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add_total_variation_gradient(
         &self,
         variation: &TotalVariation,
         weight: f32,

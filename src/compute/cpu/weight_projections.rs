@@ -69,7 +69,7 @@ mod tests {
         let detector = Detector { columns: 3, rows: 2 };
         let image = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
         let columns = [1.0, 10.0, 100.0, 0.5, 0.0, -1.0];
-        let weights = ProjectionWeights { detector, pad: [2, 1], image: &image, columns: &columns };
+        let weights = ProjectionWeights { detector, pad: [2, 1], image: &image[..], columns: &columns };
         let projections: Vec<f32> = (1..=12).map(|i| i as f32).collect();
         let mut weighted = vec![f32::NAN; 2 * 2 * 6];
         assert!(weight_projections(&weights, &projections, &mut weighted).is_ok());
@@ -80,7 +80,7 @@ mod tests {
             [0.0, 0.0, 20.0, 0.0, -72.0, 0.0],
         ];
         assert_eq!(weighted, expected.concat());
-        let two = ProjectionWeights { image: &[1.0; 12], ..weights };
+        let two = ProjectionWeights { image: &[1.0; 12][..], ..weights };
         assert!(weight_projections(&two, &projections, &mut weighted).is_ok());
         let wrong = weight_projections(&weights, &projections[..11], &mut weighted).unwrap_err();
         assert!(wrong.to_string().contains("`projections` holds 11 values"), "{wrong}");

@@ -78,6 +78,12 @@ impl<T> Clone for DeviceSlice<T> {
 impl<T> Copy for DeviceSlice<T> {}
 
 impl<T: Pod> DeviceSlice<T> {
+    /// A buffer of nothing.
+    #[must_use]
+    pub(in crate::compute) const fn empty() -> Self {
+        Self { offset: 0, len: 0, values: PhantomData }
+    }
+
     /// A new buffer of `len` values, which are what the memory held before.
     ///
     /// # Errors

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::{AsdPocsPlan, Epsilon};
+use crate::compute::Buffer;
 use crate::compute::sart::AlgebraicCompute;
 use crate::compute::total_variation::TotalVariation;
-use crate::reconstruct::memory::zeros;
+use crate::reconstruct::memory::buffer;
 use crate::reconstruct::noise::{self, NoiseEstimate};
 use crate::reconstruct::{Observer, OsSart, Outcome, ReconstructError};
 
@@ -14,9 +15,9 @@ use crate::reconstruct::{Observer, OsSart, Outcome, ReconstructError};
 pub struct AsdPocs {
     plan: Arc<AsdPocsPlan>,
     sart: OsSart,
-    before: Vec<f32>,
-    after_data: Vec<f32>,
-    gradient: Vec<f32>,
+    before: Buffer,
+    after_data: Buffer,
+    gradient: Buffer,
     variation: TotalVariation,
     noise: Option<NoiseEstimate>,
     epsilon: f64,
@@ -60,9 +61,9 @@ impl AsdPocs {
         // An empty scan has no scale; any corner will do.
         let scale = sart.mean_attenuation_per_mm().max(1e-9);
         Ok(Self {
-            before: zeros("asd-pocs volume before the iteration", voxels)?,
-            after_data: zeros("asd-pocs volume after the data step", voxels)?,
-            gradient: zeros("asd-pocs gradient", voxels)?,
+            before: buffer(compute, "asd-pocs volume before the iteration", voxels)?,
+            after_data: buffer(compute, "asd-pocs volume after the data step", voxels)?,
+            gradient: buffer(compute, "asd-pocs gradient", voxels)?,
             variation: TotalVariation::on(plan.sart.grid(), (plan.settings.tv_epsilon * scale) as f32),
             noise,
             epsilon,
@@ -78,29 +79,31 @@ impl AsdPocs {
     /// [`ReconstructError::Compute`].
     pub fn iterate(&mut self, compute: &dyn AlgebraicCompute) -> Result<Iteration, ReconstructError> {
         let settings = &self.plan.settings;
-        self.before.copy_from_slice(self.sart.volume());
+        compute.copy(self.sart.values(), self.before.values_mut())?;
         let sweep = self.sart.sweep(compute)?;
-        let volume = self.sart.volume_mut();
-        let data_step = compute.squared_distance(volume, &self.before)?.sqrt();
-        self.after_data.copy_from_slice(volume);
+        let (before, mut volume) = (self.before.values(), self.sart.values_mut());
+        let data_step = compute.squared_distance(volume.as_values(), before)?.sqrt();
+        compute.copy(volume.as_values(), self.after_data.values_mut())?;
         let step = *self.step.get_or_insert(settings.alpha * data_step);
         let least = if settings.sart.non_negative { 0.0 } else { f32::NEG_INFINITY };
         let mut total_variation = 0.0;
         for _ in 0..settings.tv_steps {
-            self.gradient.fill(0.0);
-            total_variation = compute.add_total_variation_gradient(&self.variation, 1.0, volume, &mut self.gradient)?;
-            let norm = compute.squared_norm(&self.gradient).sqrt();
+            let mut gradient = self.gradient.values_mut();
+            compute.fill(0.0, gradient.reborrow())?;
+            total_variation =
+                compute.add_total_variation_gradient(&self.variation, 1.0, volume.as_values(), gradient.reborrow())?;
+            let norm = compute.squared_norm(gradient.as_values())?.sqrt();
             // A flat volume has nothing to descend.
             if norm > 0.0 {
-                compute.descend((step / norm) as f32, &self.gradient, least, volume)?;
+                compute.descend((step / norm) as f32, gradient.as_values(), least, volume.reborrow())?;
             }
         }
-        let descent = compute.squared_distance(volume, &self.after_data)?.sqrt();
+        let descent = compute.squared_distance(volume.as_values(), self.after_data.values())?.sqrt();
         if descent > settings.r_max * data_step && sweep.residual > self.epsilon {
             self.step = Some(settings.alpha_factor * step);
         }
-        let norm = compute.squared_norm(volume).sqrt().max(f64::MIN_POSITIVE);
-        let change = compute.squared_distance(volume, &self.before)?.sqrt() / norm;
+        let norm = compute.squared_norm(volume.as_values())?.sqrt().max(f64::MIN_POSITIVE);
+        let change = compute.squared_distance(volume.as_values(), before)?.sqrt() / norm;
         Ok(Iteration { residual: sweep.residual, data_step, descent, total_variation, change })
     }
 
@@ -137,15 +140,19 @@ impl AsdPocs {
         self.epsilon
     }
 
-    /// Attenuation in 1/mm, `[x][y][z]`.
-    #[must_use]
-    pub fn volume(&self) -> &[f32] {
-        self.sart.volume()
+    /// Attenuation in 1/mm, `[x][y][z]`, on the host.
+    ///
+    /// # Errors
+    /// As [`OsSart::volume`].
+    pub fn volume(&mut self, compute: &dyn AlgebraicCompute) -> Result<&[f32], ReconstructError> {
+        self.sart.volume(compute)
     }
 
     /// The volume, when all is done.
-    #[must_use]
-    pub fn into_volume(self) -> Vec<f32> {
-        self.sart.into_volume()
+    ///
+    /// # Errors
+    /// As [`OsSart::volume`].
+    pub fn into_volume(self, compute: &dyn AlgebraicCompute) -> Result<Vec<f32>, ReconstructError> {
+        self.sart.into_volume(compute)
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::compute::cpu::CpuCompute;
-use crate::compute::total_variation::{TotalVariation, VariationCompute};
+use crate::compute::total_variation::TotalVariation;
 use crate::reconstruct::test_scan::{carrier, error, grid, noise, orbit, project};
 use crate::reconstruct::{OsSart, StopReason, StopRules, Unobserved};
 
@@ -63,13 +63,14 @@ fn few_views_of_a_piecewise_constant_object_come_out_far_better_than_by_sart() {
     let plan = OsSartPlan::without_scratch(&geometry, &grid(), settings(100).sart).unwrap();
     let mut sart = OsSart::new(Arc::new(plan), &compute, &line_integrals).unwrap();
     sart.run(&compute, &mut Unobserved).unwrap();
-    let (ours, theirs) = (error(method.volume(), &object()), error(sart.volume(), &object()));
+    let (ours, theirs) =
+        (error(method.volume(&compute).unwrap(), &object()), error(sart.volume(&compute).unwrap(), &object()));
     // 0.04 against 0.09, 7 dB.
     assert!(ours < 0.55 * theirs, "{ours} {theirs}");
     let variation = TotalVariation::on(&grid(), 1e-5);
     let of = |volume: &[f32]| compute.total_variation(&variation, volume).unwrap();
-    assert!(of(method.volume()) < of(sart.volume()));
-    assert!(method.volume().iter().all(|&v| v >= 0.0));
+    assert!(of(method.volume(&compute).unwrap()) < of(sart.volume(&compute).unwrap()));
+    assert!(method.volume(&compute).unwrap().iter().all(|&v| v >= 0.0));
 }
 
 #[test]
@@ -83,7 +84,7 @@ fn an_iteration_is_a_sweep_and_steps_of_one_length() {
     let mut sart = OsSart::new(Arc::new(plan), &compute, &line_integrals).unwrap();
     sart.sweep(&compute).unwrap();
     let first = method.iterate(&compute).unwrap();
-    let norm = sart.volume().iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let norm = sart.volume(&compute).unwrap().iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
     assert!((first.data_step / norm - 1.0).abs() < 1e-5, "{first:?} {norm}");
     // Three steps of length alpha dp, nearly in one direction: between one and three of them.
     let step = 0.01 * first.data_step;
@@ -131,7 +132,7 @@ fn each_rule_stops_the_work() {
         let chosen = AsdPocsSettings { sart: OsSartSettings { stop, ..settings(1).sart }, ..settings(1) };
         let (compute, mut method) = start(&geometry, chosen, &line_integrals, 2);
         let outcome = method.run(&compute, &mut Unobserved).unwrap();
-        (method.into_volume(), outcome)
+        (method.into_volume(&compute).unwrap(), outcome)
     };
     let all = StopRules::iterations(80);
     let (_, outcome) = with(StopRules { residual: Some(0.05), ..all });
@@ -148,7 +149,7 @@ fn bits_do_not_depend_on_threads() {
     let with = |threads: usize| {
         let (compute, mut method) = start(&geometry, settings(4), &line_integrals, threads);
         method.run(&compute, &mut Unobserved).unwrap();
-        method.volume().iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        method.volume(&compute).unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>()
     };
     let first = with(1);
     assert!(with(2) == first && with(3) == first);
@@ -159,10 +160,13 @@ fn nothing_and_noise_end_finite() {
     let geometry = orbit().over_arc(5, 0.0, TAU);
     let (compute, mut method) = start(&geometry, settings(3), &vec![0.0; geometry.projection_len()], 2);
     method.run(&compute, &mut Unobserved).unwrap();
-    assert!(method.volume().iter().all(|&v| v == 0.0));
+    assert!(method.volume(&compute).unwrap().iter().all(|&v| v == 0.0));
     let (compute, mut method) = start(&geometry, settings(10), &noise(geometry.projection_len(), 5.0), 2);
     let outcome = method.run(&compute, &mut Unobserved).unwrap();
-    assert!(method.volume().iter().all(|v| v.is_finite()) && outcome.warning().is_some(), "{outcome:?}");
+    assert!(
+        method.volume(&compute).unwrap().iter().all(|v| v.is_finite()) && outcome.warning().is_some(),
+        "{outcome:?}"
+    );
 }
 
 #[test]

@@ -3,18 +3,24 @@
 use std::sync::Arc;
 
 use super::{FdkPlan, weights, widen};
-use crate::compute::{Compute, ProjectionWeights};
+use crate::compute::{Buffer, Compute, ProjectionWeights};
 use crate::geometry::{ScanGeometry, ViewPose};
 use crate::reconstruct::ReconstructError;
-use crate::reconstruct::memory::zeros;
+use crate::reconstruct::memory::{buffer, zeros};
 
 /// Adds views to a volume as they come. All memory is allocated by [`FdkAccumulator::new`], nothing afterwards.
 #[derive(Debug)]
 pub struct FdkAccumulator {
     plan: Arc<FdkPlan>,
-    volume: Vec<f32>,
+    volume: Buffer,
+    /// The volume on the host, where the carrier's lies elsewhere.
+    volume_copy: Vec<f32>,
+    /// `[views_per_call][row v][column u]`, where the carrier's memory is not the host's.
+    arrived: Buffer,
     /// `[views_per_call][row v][wide column u]`.
-    filtered: Vec<f32>,
+    filtered: Buffer,
+    /// The plan's image, or those of a call's views, where the carrier's memory is not the host's.
+    images: Buffer,
     /// Poses of the call.
     call: ScanGeometry,
     /// `[views_per_call][column u]`.
@@ -31,15 +37,23 @@ impl FdkAccumulator {
     ///
     /// # Errors
     /// [`ReconstructError::Memory`] naming the buffer that does not fit.
-    pub fn new(plan: Arc<FdkPlan>) -> Result<Self, ReconstructError> {
+    pub fn new(compute: &dyn Compute, plan: Arc<FdkPlan>) -> Result<Self, ReconstructError> {
         let (calls, wide) = (plan.views_per_call, plan.geometry.detector);
-        let images = if plan.image.is_some() { 0 } else { calls * plan.detector.pixels() };
+        let of_call = calls * plan.detector.pixels();
+        let (image, of_calls) = plan.image.as_deref().map_or((&[][..], of_call), |image| (image, 0));
+        let mut images = buffer(compute, "fdk pixel weights", compute.copy_len(image.len().max(of_calls)))?;
+        if plan.image.is_some() {
+            compute.on_carrier(image, &mut images)?;
+        }
         Ok(Self {
-            volume: zeros("fdk volume", plan.grid.len())?,
-            filtered: zeros("fdk filtered views", calls * wide.pixels())?,
+            volume: buffer(compute, "fdk volume", plan.grid.len())?,
+            volume_copy: zeros("fdk volume on the host", compute.copy_len(plan.grid.len()))?,
+            arrived: buffer(compute, "fdk views as they came", compute.copy_len(of_call))?,
+            filtered: buffer(compute, "fdk filtered views", calls * wide.pixels())?,
+            images,
             call: ScanGeometry { detector: wide, views: Vec::with_capacity(calls) },
             call_columns: zeros("fdk column weights", calls * plan.detector.columns)?,
-            call_images: zeros("fdk pixel weights", images)?,
+            call_images: zeros("fdk pixel weights", of_calls)?,
             added: vec![false; plan.geometry.views.len()],
             views_added: 0,
             angle_added_rad: 0.0,
@@ -169,8 +183,9 @@ impl FdkAccumulator {
         let plan = &self.plan;
         let (detector, count) = (plan.detector, self.call.views.len());
         let image = match &plan.image {
-            Some(shared) => shared.as_slice(),
-            None => &self.call_images[..count * detector.pixels()],
+            Some(image) if self.images.is_empty() => image.into(),
+            Some(_) => self.images.values(),
+            None => compute.on_carrier(&self.call_images[..count * detector.pixels()], &mut self.images)?,
         };
         let weights = ProjectionWeights {
             detector,
@@ -178,10 +193,11 @@ impl FdkAccumulator {
             image,
             columns: &self.call_columns[..count * detector.columns],
         };
-        let filtered = &mut self.filtered[..count * plan.geometry.detector.pixels()];
-        compute.weight_projections(&weights, line_integrals, filtered)?;
-        compute.filter_rows(&plan.filter, filtered)?;
-        compute.back_project_fdk(&self.call, &plan.grid, filtered, &mut self.volume)?;
+        let mut filtered = self.filtered.values_mut().part(0..count * plan.geometry.detector.pixels());
+        let arrived = compute.on_carrier(line_integrals, &mut self.arrived)?;
+        compute.weight_projections(&weights, arrived, filtered.reborrow())?;
+        compute.filter_rows(&plan.filter, filtered.reborrow())?;
+        compute.back_project_fdk(&self.call, &plan.grid, filtered.as_values(), self.volume.values_mut())?;
         for view in views {
             self.added[view] = true;
             self.views_added += 1;
@@ -197,15 +213,19 @@ impl FdkAccumulator {
     }
 
     /// The volume so far, `[x][y][z]`, 1/mm: the final one once all views are added.
-    #[must_use]
-    pub fn volume(&self) -> &[f32] {
-        &self.volume
+    ///
+    /// # Errors
+    /// [`ReconstructError::Compute`] where the device does not give it back.
+    pub fn volume(&mut self, compute: &dyn Compute) -> Result<&[f32], ReconstructError> {
+        Ok(compute.on_host(self.volume.values(), &mut self.volume_copy)?)
     }
 
     /// Gives up the accumulator for its volume.
-    #[must_use]
-    pub fn into_volume(self) -> Vec<f32> {
-        self.volume
+    ///
+    /// # Errors
+    /// As [`FdkAccumulator::volume`].
+    pub fn into_volume(self, compute: &dyn Compute) -> Result<Vec<f32>, ReconstructError> {
+        Ok(compute.take(self.volume)?)
     }
 
     /// Views added since the last [`FdkAccumulator::reset`].
@@ -229,11 +249,15 @@ impl FdkAccumulator {
     }
 
     /// Empties the volume for the next scan of the same plan.
-    pub fn reset(&mut self) {
-        self.volume.fill(0.0);
+    ///
+    /// # Errors
+    /// [`ReconstructError::Compute`] where the device refuses.
+    pub fn reset(&mut self, compute: &dyn Compute) -> Result<(), ReconstructError> {
+        compute.fill(0.0, self.volume.values_mut())?;
         self.added.fill(false);
         self.views_added = 0;
         self.angle_added_rad = 0.0;
+        Ok(())
     }
 }
 
@@ -264,7 +288,7 @@ pub fn reconstruct(
     plan: Arc<FdkPlan>,
     projections: &[f32],
 ) -> Result<Vec<f32>, ReconstructError> {
-    let mut accumulator = FdkAccumulator::new(plan)?;
+    let mut accumulator = FdkAccumulator::new(compute, plan)?;
     accumulator.add_views(compute, 0, projections)?;
-    Ok(accumulator.into_volume())
+    accumulator.into_volume(compute)
 }

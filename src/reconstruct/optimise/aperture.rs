@@ -8,8 +8,7 @@
 
 #![forbid(unsafe_code)]
 
-use rayon::prelude::*;
-
+use crate::compute::{ComputeError, Operations, Values, ValuesMut};
 use crate::geometry::{Detector, ScanGeometry, VolumeGrid};
 
 /// Largest share of a pixel's neighbour that is taken away. Three places cannot undo the blur of voxels that are much wider than pixels.
@@ -42,30 +41,18 @@ impl Aperture {
         Self { u: factor * self.u, v: factor * self.v }
     }
 
-    /// Takes it out of `views` (`[view][row v][column u]`), in place; `work` is as long. Symmetric: a gradient goes back through it the same way.
-    /// Pixels at the border have fewer neighbours.
-    pub(super) fn apply(&self, detector: Detector, views: &mut [f32], work: &mut [f32]) {
-        let (rows, columns) = (detector.rows, detector.columns);
-        let each = views.par_chunks_exact_mut(rows * columns).zip(work.par_chunks_exact_mut(rows * columns));
-        each.for_each(|(view, work)| {
-            work.copy_from_slice(view);
-            let line_of = |row: usize| &work[row * columns..][..columns];
-            for (row, line) in view.chunks_exact_mut(columns).enumerate() {
-                let here = line_of(row);
-                for beside in [row.checked_sub(1), Some(row + 1).filter(|row| *row < rows)].into_iter().flatten() {
-                    less(self.v, line, here, line_of(beside));
-                }
-                less(self.u, &mut line[1..], &here[1..], here);
-                less(self.u, line, here, &here[1..]);
-            }
-        });
-    }
-}
-
-/// `line -= share * (beside - here)`, as far as all three go.
-fn less(share: f32, line: &mut [f32], here: &[f32], beside: &[f32]) {
-    for ((value, here), beside) in line.iter_mut().zip(here).zip(beside) {
-        *value -= share * (beside - here);
+    /// `views` (`[view][row v][column u]`) without it, into `out`. Symmetric: a gradient goes back through it the same way.
+    ///
+    /// # Errors
+    /// As [`crate::compute::elements::ElementCompute::take_aperture`].
+    pub(super) fn take(
+        &self,
+        compute: &dyn Operations,
+        detector: Detector,
+        views: Values<'_>,
+        out: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        compute.take_aperture(detector, [self.u, self.v], views, out)
     }
 }
 
@@ -74,7 +61,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::compute::Compute;
     use crate::reconstruct::test_scan::{carrier, grid, orbit};
 
     fn geometry(views: usize) -> ScanGeometry {
@@ -128,9 +114,10 @@ mod tests {
             (squares.sum::<f64>() / readings.iter().map(|b| b * b).sum::<f64>()).sqrt()
         };
         let before = error(&views);
-        let mut work = vec![0.0; views.len()];
-        Aperture::of(&geometry, &grid).apply(geometry.detector, &mut views, &mut work);
-        let after = error(&views);
+        let mut taken = vec![0.0; views.len()];
+        let aperture = Aperture::of(&geometry, &grid);
+        aperture.take(&compute, geometry.detector, (&views).into(), (&mut taken).into()).unwrap();
+        let after = error(&taken);
         // What is left: the squared cosines, the places of the rays between voxels, depths other than the centre's.
         assert!(after < 0.5 * before, "{before} before, {after} after");
     }
@@ -147,9 +134,10 @@ mod tests {
         // Wide pixels average over many voxels: all of their width has to come in, and no more.
         assert!((aperture.v + 1.0 / 24.0).abs() < 1e-6, "{aperture:?}");
         // What all pixels see alike stays as it is.
-        let mut views = vec![2.5; geometry.projection_len()];
-        let mut work = views.clone();
-        aperture.apply(geometry.detector, &mut views, &mut work);
-        assert_eq!(views, work);
+        let views = vec![2.5; geometry.projection_len()];
+        let mut taken = vec![0.0; views.len()];
+        let compute = carrier(1, geometry.views.len());
+        aperture.take(&compute, geometry.detector, (&views).into(), (&mut taken).into()).unwrap();
+        assert_eq!(views, taken);
     }
 }

@@ -8,12 +8,12 @@
 use std::time::Instant;
 
 use super::OptimiseError;
-use super::run::floats;
 use super::views::MeasuredViews;
-use crate::compute::Operations;
 use crate::compute::losses::VolumeSsimLoss;
+use crate::compute::{Buffer, Operations, Values, ValuesMut};
 use crate::geometry::VolumeGrid;
 use crate::reconstruct::ReconstructError;
+use crate::reconstruct::memory::{buffer, zeros};
 
 /// When a pseudo-reference is made, and how firmly the volume is held to it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -149,7 +149,9 @@ pub struct Repairs {
 pub(super) struct Augmentation {
     settings: AugmentSettings,
     repairer: Box<dyn Repairer>,
-    reference: Vec<f32>,
+    reference: Buffer,
+    /// What is unexplained and the reference on the host, where the carrier's memory lies elsewhere.
+    copies: [Vec<f32>; 2],
     /// Whether `reference` holds one.
     holds: bool,
     /// Number of the next repair.
@@ -159,12 +161,24 @@ pub(super) struct Augmentation {
 
 impl Augmentation {
     pub(super) fn new(
+        compute: &dyn Operations,
         settings: AugmentSettings,
         repairer: Box<dyn Repairer>,
         voxels: usize,
     ) -> Result<Self, ReconstructError> {
-        let reference = floats("optimise pseudo-reference", voxels)?;
-        Ok(Self { settings, repairer, reference, holds: false, next: 0, repairs: Repairs::default() })
+        let looks = if repairer.sees_unexplained() { voxels } else { 0 };
+        Ok(Self {
+            settings,
+            repairer,
+            reference: buffer(compute, "optimise pseudo-reference", voxels)?,
+            copies: [
+                zeros("optimise unexplained volume on the host", compute.copy_len(looks))?,
+                zeros("optimise pseudo-reference on the host", compute.copy_len(voxels))?,
+            ],
+            holds: false,
+            next: 0,
+            repairs: Repairs::default(),
+        })
     }
 
     /// A run begins.
@@ -188,18 +202,23 @@ impl Augmentation {
         &mut self,
         compute: &dyn Operations,
         views: &mut MeasuredViews,
-        (volume, work): (&[f32], &mut [f32]),
+        (volume, volume_copy, work): (&Buffer, &mut [f32], &mut Buffer),
         interrupts: &dyn Fn() -> bool,
     ) -> Result<(), OptimiseError> {
         self.next += 1;
         let began = Instant::now();
+        let [unexplained_copy, reference_copy] = &mut self.copies;
         let unexplained = if self.repairer.sees_unexplained() {
-            views.unexplained(compute, volume, work, &mut self.reference)?;
-            work
+            views.unexplained(compute, volume.values(), work.values_mut(), self.reference.values_mut())?;
+            compute.on_host(work.values(), unexplained_copy)?
         } else {
-            &mut []
+            &[]
         };
-        let repaired = self.repairer.repair(volume, unexplained, &mut self.reference, interrupts);
+        let volume = compute.on_host(volume.values(), volume_copy)?;
+        let (repairer, mut repaired) = (&mut self.repairer, Ok(()));
+        self.reference.values_mut().make(compute, reference_copy, |reference| {
+            repaired = repairer.repair(volume, unexplained, reference, interrupts);
+        })?;
         self.repairs.seconds += began.elapsed().as_secs_f64();
         self.holds = repaired.is_ok();
         match repaired {
@@ -216,8 +235,8 @@ impl Augmentation {
         grid: &VolumeGrid,
         iteration: usize,
         views_mm2: f32,
-        volume: &[f32],
-        by_volume: &mut [f32],
+        volume: Values<'_>,
+        by_volume: ValuesMut<'_>,
     ) -> Result<(), OptimiseError> {
         let settings = &self.settings;
         if !self.holds || !iteration.is_multiple_of(settings.every) {
@@ -226,10 +245,8 @@ impl Augmentation {
         let scale_per_mm = 0.03 * settings.data_range_per_mm;
         let weight = settings.weight * settings.every as f32 * views_mm2;
         if settings.modulus {
-            for ((gradient, value), reference) in by_volume.iter_mut().zip(volume).zip(&self.reference) {
-                *gradient += weight * scale_per_mm * (value - reference).signum();
-            }
-            return Ok(());
+            let reference = self.reference.values();
+            return Ok(compute.add_modulus_gradient(weight * scale_per_mm, volume, reference, by_volume)?);
         }
         let loss = VolumeSsimLoss {
             weight: weight * grid.len() as f32 * scale_per_mm * scale_per_mm,
@@ -237,7 +254,7 @@ impl Augmentation {
             empty_at: 0.05 * settings.data_range_per_mm,
             axes: settings.axes,
         };
-        let value = compute.volume_ssim_loss(grid.voxels, &loss, volume, &self.reference, by_volume)?;
+        let value = compute.volume_ssim_loss(grid.voxels, &loss, volume, self.reference.values(), by_volume)?;
         self.repairs.dissimilarity = Some(value.dissimilarity);
         Ok(())
     }

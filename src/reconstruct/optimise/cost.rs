@@ -47,7 +47,7 @@ impl Optimiser {
     pub fn measure(&mut self, compute: &dyn Operations) -> Result<RunCost, OptimiseError> {
         let mut cost =
             RunCost { approach: Duration::MAX, fit: Duration::MAX, iteration: Duration::MAX, ..RunCost::default() };
-        self.clear();
+        self.clear(compute)?;
         for step in 0..TIMES {
             let began = Instant::now();
             self.approach(compute, step, &Unobserved)?;

@@ -53,10 +53,10 @@ impl Method {
         }
     }
 
-    fn build(&self, grid: &VolumeGrid) -> Result<Box<dyn Representation>, RepresentError> {
+    fn build(&self, compute: &dyn Operations, grid: &VolumeGrid) -> Result<Box<dyn Representation>, RepresentError> {
         match self {
-            Self::Gaussians(plan) => Ok(Box::new(plan.build(grid)?)),
-            Self::Field(plan) => Ok(Box::new(plan.build(grid)?)),
+            Self::Gaussians(plan) => Ok(Box::new(plan.build(compute, grid)?)),
+            Self::Field(plan) => Ok(Box::new(plan.build(compute, grid)?)),
         }
     }
 }
@@ -131,7 +131,8 @@ impl Recipe {
     ///
     /// # Errors
     /// [`OptimiseError`] where the memory is not to be had or the representation refuses its plan.
-    pub fn optimiser(&self) -> Result<Optimiser, OptimiseError> {
-        Ok(Optimiser::new(Arc::clone(&self.optimise), self.method.build(self.optimise.grid())?)?)
+    pub fn optimiser(&self, compute: &dyn Operations) -> Result<Optimiser, OptimiseError> {
+        let representation = self.method.build(compute, self.optimise.grid())?;
+        Ok(Optimiser::new(compute, Arc::clone(&self.optimise), representation)?)
     }
 }

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use rayon::prelude::*;
-
 use super::augment::Augmentation;
 use super::views::{Judged, MeasuredViews};
 use super::{Budget, OptimiseError, OptimisePlan, Pace, Repairer, Repairs, ScanViews};
-use crate::compute::{ComputeError, Operations};
+use crate::compute::{Buffer, ComputeError, Operations};
+use crate::reconstruct::memory::{buffer, zeros};
 use crate::reconstruct::{Observer, Outcome as IterativeOutcome, Progress, ReconstructError, StopReason};
 use crate::represent::{Representation, Stage};
 
@@ -45,15 +44,17 @@ pub struct Optimiser {
     plan: Arc<OptimisePlan>,
     representation: Box<dyn Representation>,
     views: MeasuredViews,
-    volume: Vec<f32>,
+    volume: Buffer,
+    /// The volume on the host, where the carrier's memory lies elsewhere.
+    volume_copy: Vec<f32>,
     /// The last volume whose residual was found in order.
-    good: Vec<f32>,
+    good: Buffer,
     /// Whether that holds of `volume`.
     is_good: bool,
     /// Iterations behind `volume` and `good`.
     behind: [usize; 2],
-    by_volume: Vec<f32>,
-    best: Vec<f32>,
+    by_volume: Buffer,
+    best: Buffer,
     augmentation: Option<Augmentation>,
 }
 
@@ -68,17 +69,22 @@ impl Optimiser {
     ///
     /// # Errors
     /// [`ReconstructError::Memory`].
-    pub fn new(plan: Arc<OptimisePlan>, representation: Box<dyn Representation>) -> Result<Self, ReconstructError> {
+    pub fn new(
+        compute: &dyn Operations,
+        plan: Arc<OptimisePlan>,
+        representation: Box<dyn Representation>,
+    ) -> Result<Self, ReconstructError> {
         let voxels = plan.grid.len();
         let best = if plan.settings.hold_back_one_in > 0 { voxels } else { 0 };
         Ok(Self {
-            views: MeasuredViews::new(Arc::clone(&plan))?,
-            volume: floats("optimise volume", voxels)?,
-            good: floats("optimise last good volume", voxels)?,
+            views: MeasuredViews::new(compute, Arc::clone(&plan))?,
+            volume: buffer(compute, "optimise volume", voxels)?,
+            volume_copy: zeros("optimise volume on the host", compute.copy_len(voxels))?,
+            good: buffer(compute, "optimise last good volume", voxels)?,
             is_good: false,
             behind: [0; 2],
-            by_volume: floats("optimise gradient by the volume", voxels)?,
-            best: floats("optimise best volume so far", best)?,
+            by_volume: buffer(compute, "optimise gradient by the volume", voxels)?,
+            best: buffer(compute, "optimise best volume so far", best)?,
             plan,
             representation,
             augmentation: None,
@@ -89,9 +95,13 @@ impl Optimiser {
     ///
     /// # Errors
     /// [`ReconstructError::Memory`].
-    pub fn repair_with(&mut self, repairer: Box<dyn Repairer>) -> Result<(), ReconstructError> {
+    pub fn repair_with(
+        &mut self,
+        compute: &dyn Operations,
+        repairer: Box<dyn Repairer>,
+    ) -> Result<(), ReconstructError> {
         if let Some(settings) = self.plan.settings.augment {
-            self.augmentation = Some(Augmentation::new(settings, repairer, self.plan.grid.len())?);
+            self.augmentation = Some(Augmentation::new(compute, settings, repairer, self.plan.grid.len())?);
         }
         Ok(())
     }
@@ -114,24 +124,28 @@ impl Optimiser {
         &*self.representation
     }
 
-    /// The volume last made, 1/mm, `[x][y][z]`.
-    #[must_use]
-    pub fn volume(&self) -> &[f32] {
-        &self.volume
+    /// The volume last made, 1/mm, `[x][y][z]`, on the host.
+    ///
+    /// # Errors
+    /// [`ReconstructError::Compute`] where the device does not give it back.
+    pub fn volume(&mut self, compute: &dyn Operations) -> Result<&[f32], ReconstructError> {
+        Ok(compute.on_host(self.volume.values(), &mut self.volume_copy)?)
     }
 
     /// The volume, without the rest.
-    #[must_use]
-    pub fn into_volume(self) -> Vec<f32> {
-        self.volume
+    ///
+    /// # Errors
+    /// As [`Optimiser::volume`].
+    pub fn into_volume(self, compute: &dyn Operations) -> Result<Vec<f32>, ReconstructError> {
+        Ok(compute.take(self.volume)?)
     }
 
     /// Takes the scan's line integrals (`[view][row v][column u]`, dimensionless) and works out their weights.
     ///
     /// # Errors
     /// [`ReconstructError::Length`] and [`ReconstructError::NotFinite`].
-    pub fn load(&mut self, line_integrals: &[f32]) -> Result<(), ReconstructError> {
-        self.load_views(&ScanViews::whole(line_integrals))
+    pub fn load(&mut self, compute: &dyn Operations, line_integrals: &[f32]) -> Result<(), ReconstructError> {
+        self.load_views(compute, &ScanViews::whole(line_integrals))
     }
 
     /// As [`Optimiser::load`], of the views that there are, at the poses that they had. The representation stays as it is: after more views
@@ -139,10 +153,10 @@ impl Optimiser {
     ///
     /// # Errors
     /// As [`Optimiser::load`], and [`ReconstructError::Geometry`] for a broken pose.
-    pub fn load_views(&mut self, scan: &ScanViews<'_>) -> Result<(), ReconstructError> {
+    pub fn load_views(&mut self, compute: &dyn Operations, scan: &ScanViews<'_>) -> Result<(), ReconstructError> {
         // No volume has been judged by these views yet.
         self.behind = [0; 2];
-        self.views.load(scan)
+        self.views.load(compute, scan)
     }
 
     /// Brings a volume near what the views say, by [`super::OptimiseSettings::approach_iterations`] steps from `start` (1/mm, `[x][y][z]`; `None`: from nothing), and
@@ -156,9 +170,9 @@ impl Optimiser {
         start: Option<&[f32]>,
         observer: &dyn Observer,
     ) -> Result<(), OptimiseError> {
-        self.clear();
+        self.clear(compute)?;
         if let Some(start) = start {
-            self.good.copy_from_slice(start);
+            compute.write(start, self.good.values_mut())?;
         }
         for step in 0..self.plan.settings.approach_iterations {
             if !self.approach(compute, step, observer)? {
@@ -176,14 +190,15 @@ impl Optimiser {
     }
 
     /// An empty volume to approach from.
-    pub(super) fn clear(&mut self) {
-        self.good.fill(0.0);
+    pub(super) fn clear(&mut self, compute: &dyn Operations) -> Result<(), OptimiseError> {
         (self.is_good, self.behind) = (false, [0; 2]);
+        Ok(compute.fill(0.0, self.good.values_mut())?)
     }
 
     /// The representation begins with the volume approached.
     pub(super) fn begin_representation(&mut self, compute: &dyn Operations) -> Result<(), OptimiseError> {
-        Ok(self.representation.begin(compute, &self.plan.grid, &self.good)?)
+        let start = compute.on_host(self.good.values(), &mut self.volume_copy)?;
+        Ok(self.representation.begin(compute, &self.plan.grid, start)?)
     }
 
     /// One step of the volume itself, down the gradient that the representation will be given, as far as the data's curvature along it
@@ -194,32 +209,27 @@ impl Optimiser {
         step: usize,
         observer: &dyn Observer,
     ) -> Result<bool, OptimiseError> {
-        let Judged::Residual(_) = self.views.gradient(compute, step, &self.good, &mut self.by_volume, observer)? else {
+        let (good, mut gradient) = (self.good.values(), self.by_volume.values_mut());
+        let Judged::Residual(_) = self.views.gradient(compute, step, good, gradient.reborrow(), observer)? else {
             return Ok(false);
         };
         // What cannot fall below zero is no way to go.
-        for (gradient, value) in self.by_volume.iter_mut().zip(&self.good) {
-            if *value <= 0.0 && *gradient > 0.0 {
-                *gradient = 0.0;
-            }
-        }
-        let square = compute.squared_norm(&self.by_volume);
-        let curvature = self.views.curvature(compute, step, &self.by_volume)?;
+        compute.hold_at_zero(good, gradient.reborrow())?;
+        let square = compute.squared_norm(gradient.as_values())?;
+        let curvature = self.views.curvature(compute, step, gradient.as_values())?;
         if !(square > 0.0 && curvature > 0.0) {
             return Ok(false);
         }
-        compute.descend((square / curvature) as f32, &self.by_volume, 0.0, &mut self.good)?;
+        compute.descend((square / curvature) as f32, gradient.as_values(), 0.0, self.good.values_mut())?;
         Ok(true)
     }
 
     /// One step of the representation towards the volume that it begins with.
     pub(super) fn fit(&mut self, compute: &dyn Operations, step: usize) -> Result<(), OptimiseError> {
         let (grid, draw) = (&self.plan.grid, Some(step as u64));
-        self.representation.voxelise(compute, grid, draw, &mut self.volume)?;
-        for ((gradient, volume), start) in self.by_volume.iter_mut().zip(&self.volume).zip(&self.good) {
-            *gradient = volume - start;
-        }
-        self.representation.voxelise_backward(compute, grid, draw, &self.by_volume)?;
+        self.representation.voxelise(compute, grid, draw, self.volume.values_mut())?;
+        compute.subtract(self.volume.values(), self.good.values(), self.by_volume.values_mut())?;
+        self.representation.voxelise_backward(compute, grid, draw, self.by_volume.values())?;
         self.representation.step(compute, grid, Stage { share: 0.0, fitting: true })?;
         Ok(())
     }
@@ -311,7 +321,7 @@ impl Optimiser {
                     _ => {
                         best = Some((now, done));
                         // The volume of this iteration's beginning: what was judged.
-                        self.best.copy_from_slice(&self.volume);
+                        compute.copy(self.volume.values(), self.best.values_mut())?;
                     }
                 }
             }
@@ -320,7 +330,7 @@ impl Optimiser {
                     stopped = StopReason::Diverged;
                     break;
                 }
-                Some(&*self.volume)
+                Some(compute.on_host(self.volume.values(), &mut self.volume_copy)?)
             } else {
                 None
             };
@@ -333,7 +343,7 @@ impl Optimiser {
         let mut of_iteration = done;
         match stopped {
             StopReason::HeldBack => {
-                self.volume.copy_from_slice(&self.best);
+                compute.copy(self.best.values(), self.volume.values_mut())?;
                 // What was judged is the volume of the iteration's beginning.
                 of_iteration = best.map_or(done, |(_, at)| at - 1);
             }
@@ -369,7 +379,7 @@ impl Optimiser {
         // A volume that is none cannot be repaired; the iteration that follows finds out.
         let outcome = match self.voxelise(compute) {
             Ok(true) => {
-                let volumes = (&self.volume[..], &mut self.by_volume[..]);
+                let volumes = (&self.volume, &mut self.volume_copy[..], &mut self.by_volume);
                 augmentation.repair(compute, &mut self.views, volumes, &|| observer.interrupts())
             }
             other => other.map(|_| ()),
@@ -386,7 +396,7 @@ impl Optimiser {
         let outcome = match self.voxelise(compute) {
             Ok(true) => {
                 augmentation.begin();
-                let volumes = (&self.volume[..], &mut self.by_volume[..]);
+                let volumes = (&self.volume, &mut self.volume_copy[..], &mut self.by_volume);
                 augmentation.repair(compute, &mut self.views, volumes, &|| false)
             }
             other => other.map(|_| ()),
@@ -399,12 +409,11 @@ impl Optimiser {
     /// The representation as it is now; whether it is a volume at all. It may still be no good: only its residual tells.
     pub(super) fn voxelise(&mut self, compute: &dyn Operations) -> Result<bool, OptimiseError> {
         self.keep_good();
-        match self.representation.voxelise(compute, &self.plan.grid, None, &mut self.volume) {
+        match self.representation.voxelise(compute, &self.plan.grid, None, self.volume.values_mut()) {
             Err(ComputeError::Value { .. }) => return Ok(false),
             voxelised => voxelised?,
         }
-        // Not one NaN or infinity: only then all values times 0 add up to 0.
-        Ok(self.volume.par_chunks(1 << 16).all(|part| part.iter().map(|value| value * 0.0).sum::<f32>() == 0.0))
+        Ok(compute.are_finite(self.volume.values())?)
     }
 
     /// `volume` is about to be overwritten: if it is good, it is kept.
@@ -439,15 +448,15 @@ impl Optimiser {
         self.keep_good();
         let grid = &self.plan.grid;
         let draw = Some((self.plan.settings.fit_iterations + iteration) as u64);
-        self.representation.voxelise(compute, grid, draw, &mut self.volume)?;
-        let judged = self.views.gradient(compute, iteration, &self.volume, &mut self.by_volume, observer)?;
+        self.representation.voxelise(compute, grid, draw, self.volume.values_mut())?;
+        let (volume, mut by_volume) = (self.volume.values(), self.by_volume.values_mut());
+        let judged = self.views.gradient(compute, iteration, volume, by_volume.reborrow(), observer)?;
         if let (Judged::Residual(_), Some(augmentation)) = (&judged, &mut self.augmentation) {
-            let (weight_mm2, volume) = (self.views.weight_mm2, &self.volume);
-            augmentation.add_gradient(compute, grid, iteration, weight_mm2, volume, &mut self.by_volume)?;
+            augmentation.add_gradient(compute, grid, iteration, self.views.weight_mm2, volume, by_volume)?;
         }
         if let Judged::Residual(_) = judged {
             (self.is_good, self.behind[0]) = (true, iteration);
-            self.representation.voxelise_backward(compute, grid, draw, &self.by_volume)?;
+            self.representation.voxelise_backward(compute, grid, draw, self.by_volume.values())?;
             self.representation.step(compute, grid, Stage { share, fitting: false })?;
         }
         Ok(judged)
@@ -456,14 +465,6 @@ impl Optimiser {
 
 fn is_of_a_value(error: &OptimiseError) -> bool {
     matches!(error, OptimiseError::Reconstruct(ReconstructError::Compute(ComputeError::Value { .. })))
-}
-
-/// Memory for so many floats.
-pub(super) fn floats(buffer: &'static str, count: usize) -> Result<Vec<f32>, ReconstructError> {
-    let mut vec = Vec::new();
-    vec.try_reserve_exact(count).map_err(|_| ReconstructError::Memory { buffer, bytes: count * size_of::<f32>() })?;
-    vec.resize(count, 0.0f32);
-    Ok(vec)
 }
 
 #[cfg(test)]

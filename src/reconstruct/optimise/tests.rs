@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::compute::cpu::CpuCompute;
-use crate::compute::{Compute, Operations};
 use crate::reconstruct::test_scan::{error, grid, noise, object, orbit, project};
 use crate::reconstruct::{Observer, Progress, StopReason, Unobserved};
 use crate::represent::field::FieldPlan;
@@ -30,7 +29,8 @@ fn field() -> Method {
 fn prepared(recipe: &Recipe, threads: usize) -> (CpuCompute, Optimiser) {
     let mut compute = CpuCompute::new(threads).unwrap();
     recipe.prepare(&mut compute).unwrap();
-    (compute, recipe.optimiser().unwrap())
+    let optimiser = recipe.optimiser(&compute).unwrap();
+    (compute, optimiser)
 }
 
 fn reconstruct(
@@ -43,12 +43,12 @@ fn reconstruct(
 ) -> (Vec<f32>, Outcome) {
     let recipe = Recipe::new(&geometry(views), &grid(), settings, method).unwrap();
     let (compute, mut optimiser) = prepared(&recipe, threads);
-    optimiser.load(line_integrals).unwrap();
+    optimiser.load(&compute, line_integrals).unwrap();
     let outcome = compute.install(|| {
         optimiser.begin(&compute, None, &Unobserved).unwrap();
         optimiser.run(&compute, budget, &mut Unobserved).unwrap()
     });
-    (optimiser.into_volume(), outcome)
+    (optimiser.into_volume(&compute).unwrap(), outcome)
 }
 
 #[test]
@@ -170,11 +170,12 @@ fn bad_input_is_refused_by_name() {
         assert!(message.contains(field), "{message}");
     }
     let recipe = Recipe::new(&geometry(4), &grid(), &usual, gaussians()).unwrap();
-    let mut optimiser = recipe.optimiser().unwrap();
-    assert!(optimiser.load(&[0.0; 7]).unwrap_err().to_string().contains("4 views of 36 x 40 pixels"));
+    let compute = CpuCompute::new(1).unwrap();
+    let mut optimiser = recipe.optimiser(&compute).unwrap();
+    assert!(optimiser.load(&compute, &[0.0; 7]).unwrap_err().to_string().contains("4 views of 36 x 40 pixels"));
     let mut values = project(&geometry(4), &object(&grid()));
     values[2 * 36 * 40 + 3 * 40 + 5] = f32::NAN;
-    let message = optimiser.load(&values).unwrap_err().to_string();
+    let message = optimiser.load(&compute, &values).unwrap_err().to_string();
     assert!(message.contains("view 2") && message.contains("row 3, column 5"), "{message}");
 }
 
@@ -203,13 +204,13 @@ fn an_interrupted_run_leaves_the_last_good_volume() {
     let (compute, mut optimiser) = prepared(&recipe, 2);
     let whole = reconstruct(gaussians(), &settings(), Budget::Iterations(20), 2, &line_integrals, 6).1;
     for questions in [1, 9, 10, 11, 12] {
-        optimiser.load(&line_integrals).unwrap();
+        optimiser.load(&compute, &line_integrals).unwrap();
         optimiser.begin(&compute, None, &Unobserved).unwrap();
         let mut observer = Impatient { left: questions.into() };
         let outcome = optimiser.run(&compute, Budget::Iterations(20), &mut observer).unwrap();
         assert_eq!(outcome.stopped, StopReason::Interrupted);
         assert!(outcome.iterations < whole.iterations && outcome.of_iteration <= outcome.iterations);
-        assert!(error(optimiser.volume(), &object(&grid())) < 0.5);
+        assert!(error(optimiser.volume(&compute).unwrap(), &object(&grid())) < 0.5);
     }
 }
 
@@ -227,10 +228,10 @@ fn every_view_has_its_turn_and_views_may_be_missing() {
     let (compute, mut optimiser) = prepared(&recipe, 2);
     let mut run = |present: &[bool], values: &[f32]| {
         let scan = ScanViews { line_integrals: values, poses: None, present: Some(present) };
-        optimiser.load_views(&scan).unwrap();
+        optimiser.load_views(&compute, &scan).unwrap();
         optimiser.begin(&compute, None, &Unobserved).unwrap();
         optimiser.run(&compute, Budget::Iterations(8), &mut Unobserved).unwrap();
-        optimiser.volume().to_vec()
+        optimiser.volume(&compute).unwrap().to_vec()
     };
     let present: Vec<bool> = (0..11).map(|view| view != 4).collect();
     let without = run(&present, &line_integrals);
@@ -250,13 +251,13 @@ fn curvature_is_what_the_gradient_changes_by() {
         let plan = std::sync::Arc::new(OptimisePlan::new(&geometry(5), &grid(), &settings).unwrap());
         let recipe = Recipe::new(&geometry(5), &grid(), &settings, gaussians()).unwrap();
         let (compute, _) = prepared(&recipe, 2);
-        let mut views = super::views::MeasuredViews::new(plan).unwrap();
-        views.load(&ScanViews::whole(&line_integrals)).unwrap();
+        let mut views = super::views::MeasuredViews::new(&compute, plan).unwrap();
+        views.load(&compute, &ScanViews::whole(&line_integrals)).unwrap();
         let at = object(&grid());
         let direction: Vec<f32> = noise(at.len(), 0.01);
         let mut gradient = |volume: &[f32]| {
             let mut by_volume = vec![0.0; at.len()];
-            views.gradient(&compute as &dyn Operations, 0, volume, &mut by_volume, &Unobserved).unwrap();
+            views.gradient(&compute, 0, volume.into(), (&mut by_volume).into(), &Unobserved).unwrap();
             by_volume
         };
         let moved: Vec<f32> = at.iter().zip(&direction).map(|(x, d)| x + d).collect();
@@ -267,7 +268,7 @@ fn curvature_is_what_the_gradient_changes_by() {
             .zip(&direction)
             .map(|((after, before), d)| f64::from(after - before) * f64::from(*d))
             .sum();
-        let curvature = views.curvature(&compute, 0, &direction).unwrap();
+        let curvature = views.curvature(&compute, 0, (&direction).into()).unwrap();
         // Float32 sums over 36 x 40 x 5 rays and 11 520 voxels.
         assert!((changed - curvature).abs() < 1e-3 * curvature, "{sharpness}: {changed} {curvature}");
         assert!(curvature > 0.0);
@@ -283,10 +284,9 @@ fn what_a_volume_lacks_is_unexplained() {
     let line_integrals = project(&geometry(views), &whole);
     let unexplained = |views_per_iteration: usize, volume: &[f32]| {
         let settings = OptimiseSettings { views_per_iteration, aperture: 0.0, ..settings() };
-        let mut of_scan = Unexplained::new(&geometry(views), &grid, &settings).unwrap();
         let mut compute = CpuCompute::new(2).unwrap();
-        compute.prepare(&of_scan.plan().workload()).unwrap();
-        of_scan.load(&ScanViews::whole(&line_integrals)).unwrap();
+        let mut of_scan = Unexplained::new(&mut compute, &geometry(views), &grid, &settings).unwrap();
+        of_scan.load(&compute, &ScanViews::whole(&line_integrals)).unwrap();
         of_scan.of(&compute, volume).unwrap().to_vec()
     };
     let all = unexplained(views, &nothing);

@@ -6,14 +6,14 @@ use super::aperture::Aperture;
 use super::prior::{shipped, views_mm2};
 use super::weights::{is_held_back, weight};
 use super::{OptimiseError, OptimisePlan, ScanViews};
-use crate::compute::Operations;
 use crate::compute::cpu::ramp_filter::{RampFilter, Window};
 use crate::compute::losses::ImageLoss;
 use crate::compute::total_variation::TotalVariation;
+use crate::compute::{Buffer, Operations, Values, ValuesMut};
 use crate::geometry::ScanGeometry;
 use crate::reconstruct::{Observer, ReconstructError};
 
-use super::run::floats;
+use crate::reconstruct::memory::{buffer, zeros};
 
 /// A residual above this many times that of an empty volume is no progress any more. The first steps of Adam, all of full length, may
 /// overshoot several times.
@@ -37,10 +37,14 @@ pub(super) struct MeasuredViews {
     /// Views that are there.
     views: usize,
     /// In the plan's order, as `weights`; the views of a subset that are there come first in its part.
-    measured: Vec<f32>,
-    weights: Vec<f32>,
-    projections: Vec<f32>,
-    by_projections: Vec<f32>,
+    measured: Buffer,
+    weights: Buffer,
+    projections: Buffer,
+    by_projections: Buffer,
+    /// A view on the host, where the carrier's memory lies elsewhere.
+    view_copy: Vec<f32>,
+    /// Rays of each subset that are held back.
+    rays_held_back: Vec<usize>,
     ramp: RampFilter,
     aperture: Option<Aperture>,
     largest_measured: f32,
@@ -55,16 +59,18 @@ pub(super) struct MeasuredViews {
 }
 
 impl MeasuredViews {
-    pub(super) fn new(plan: Arc<OptimisePlan>) -> Result<Self, ReconstructError> {
+    pub(super) fn new(compute: &dyn Operations, plan: Arc<OptimisePlan>) -> Result<Self, ReconstructError> {
         let scan = plan.views() * plan.pixels();
         let subset = plan.views_per_call() * plan.pixels();
         Ok(Self {
             subsets: plan.subsets.clone(),
             views: plan.views(),
-            measured: floats("optimise line integrals", scan)?,
-            weights: floats("optimise pixel weights", scan)?,
-            projections: floats("optimise projections of a subset", subset)?,
-            by_projections: floats("optimise gradient by the projections", subset)?,
+            measured: buffer(compute, "optimise line integrals", scan)?,
+            weights: buffer(compute, "optimise pixel weights", scan)?,
+            projections: buffer(compute, "optimise projections of a subset", subset)?,
+            by_projections: buffer(compute, "optimise gradient by the projections", subset)?,
+            view_copy: zeros("optimise view on the host", compute.copy_len(plan.pixels()))?,
+            rays_held_back: vec![0; plan.subsets.len()],
             ramp: RampFilter::new(plan.subsets[0].detector.columns, Window::RamLak, 1.0),
             aperture: (plan.settings.aperture > 0.0)
                 .then(|| Aperture::of(&plan.subsets[0], &plan.grid).times(plan.settings.aperture)),
@@ -81,7 +87,7 @@ impl MeasuredViews {
     ///
     /// # Errors
     /// As [`Optimiser::load`], and [`ReconstructError::Geometry`] for a broken pose.
-    pub(super) fn load(&mut self, scan: &ScanViews<'_>) -> Result<(), ReconstructError> {
+    pub(super) fn load(&mut self, compute: &dyn Operations, scan: &ScanViews<'_>) -> Result<(), ReconstructError> {
         let (pixels, settings) = (self.plan.pixels(), &self.plan.settings);
         let detector = self.plan.subsets[0].detector;
         if scan.line_integrals.len() != self.measured.len() {
@@ -95,8 +101,10 @@ impl MeasuredViews {
         }
         (self.largest_measured, self.views) = (0.0, 0);
         let (mut squares, mut before, mut weight_mm2) = (0.0, 0, 0.0);
-        for (planned, subset) in self.plan.subsets.iter().zip(&mut self.subsets) {
+        let subsets = self.plan.subsets.iter().zip(&mut self.subsets).zip(&mut self.rays_held_back);
+        for ((planned, subset), rays_held_back) in subsets {
             subset.views.clear();
+            *rays_held_back = 0;
             for (&pose, &view) in planned.views.iter().zip(&self.plan.order[before..]) {
                 if !scan.has(view) {
                     continue;
@@ -107,23 +115,25 @@ impl MeasuredViews {
                 weight_mm2 += views_mm2(&pose, &self.plan.grid);
                 subset.views.push(pose);
                 let from = &scan.line_integrals[view * pixels..][..pixels];
-                let (to, weights) =
-                    (&mut self.measured[place * pixels..][..pixels], &mut self.weights[place * pixels..][..pixels]);
-                for (pixel, ((&value, to), w)) in from.iter().zip(to).zip(weights).enumerate() {
-                    if !value.is_finite() {
-                        let (row, column) = (pixel / detector.columns, pixel % detector.columns);
-                        return Err(ReconstructError::NotFinite { view, row, column, value });
-                    }
-                    *to = value;
-                    self.largest_measured = self.largest_measured.max(value);
-                    let ray = (view * pixels + pixel) as u64;
-                    *w = if is_held_back(settings.seed, ray, settings.hold_back_one_in) {
-                        0.0
-                    } else {
-                        weight(value, settings.data.photons, settings.data.model_error)
-                    };
-                    squares += f64::from(*w) * f64::from(value) * f64::from(value);
+                if let Some(pixel) = from.iter().position(|value| !value.is_finite()) {
+                    let (row, column, value) = (pixel / detector.columns, pixel % detector.columns, from[pixel]);
+                    return Err(ReconstructError::NotFinite { view, row, column, value });
                 }
+                let range = place * pixels..(place + 1) * pixels;
+                compute.write(from, self.measured.values_mut().part(range.clone()))?;
+                self.weights.values_mut().part(range).make(compute, &mut self.view_copy, |weights| {
+                    for (pixel, (&value, w)) in from.iter().zip(weights).enumerate() {
+                        self.largest_measured = self.largest_measured.max(value);
+                        let ray = (view * pixels + pixel) as u64;
+                        *w = if is_held_back(settings.seed, ray, settings.hold_back_one_in) {
+                            0.0
+                        } else {
+                            weight(value, settings.data.photons, settings.data.model_error)
+                        };
+                        *rays_held_back += usize::from(*w == 0.0);
+                        squares += f64::from(*w) * f64::from(value) * f64::from(value);
+                    }
+                })?;
             }
             before += planned.views.len();
             self.views += subset.views.len();
@@ -151,27 +161,29 @@ impl MeasuredViews {
         &mut self,
         compute: &dyn Operations,
         turn: usize,
-        volume: &[f32],
-        by_volume: &mut [f32],
+        volume: Values<'_>,
+        mut by_volume: ValuesMut<'_>,
         observer: &dyn Observer,
     ) -> Result<Judged, OptimiseError> {
         let Some(subset) = self.subset(turn) else {
-            by_volume.fill(0.0);
+            compute.fill(0.0, by_volume)?;
             return Ok(Judged::Residual(0.0));
         };
         let (plan, geometry) = (&self.plan, &self.subsets[subset]);
         let (settings, grid) = (&plan.settings, &plan.grid);
         let before: usize = plan.subsets[..subset].iter().map(|earlier| earlier.views.len()).sum();
         let (from, count) = (before * plan.pixels(), geometry.projection_len());
-        let (measured, weights) = (&self.measured[from..][..count], &self.weights[from..][..count]);
-        let (projections, by_projections) = (&mut self.projections[..count], &mut self.by_projections[..count]);
+        let part = from..from + count;
+        let (measured, weights) = (self.measured.values().part(part.clone()), self.weights.values().part(part));
+        let (mut projections, mut by_projections) =
+            (self.projections.values_mut().part(0..count), self.by_projections.values_mut().part(0..count));
         if observer.interrupts() {
             return Ok(Judged::Interrupted);
         }
-        compute.forward_project(geometry, grid, volume, projections)?;
-        let aperture = &self.aperture;
-        if let Some(aperture) = aperture {
-            aperture.apply(geometry.detector, projections, by_projections);
+        compute.forward_project(geometry, grid, volume, projections.reborrow())?;
+        if let Some(aperture) = &self.aperture {
+            aperture.take(compute, geometry.detector, projections.as_values(), by_projections.reborrow())?;
+            std::mem::swap(&mut projections, &mut by_projections);
         }
         // The operation means over pixels; here the sum over all views counts, of which this subset is a part.
         let pixels = count as f32 * (self.views as f32 / geometry.views.len() as f32);
@@ -182,31 +194,35 @@ impl MeasuredViews {
             dissimilarity: settings.data.dissimilarity * pixels,
             data_range: self.largest_measured.max(1e-3),
         };
-        let value =
-            compute.image_loss(geometry.detector, &loss, projections, measured, Some(weights), by_projections)?;
+        let value = compute.image_loss(
+            geometry.detector,
+            &loss,
+            projections.as_values(),
+            measured,
+            Some(weights),
+            by_projections.reborrow(),
+        )?;
         let residual = value.squares.sqrt();
         if !(residual.is_finite() && residual <= DIVERGED * self.residual_of_nothing.max(1e-3)) {
             return Ok(Judged::Diverged(residual));
         }
         if settings.hold_back_one_in > 0 {
-            for ((p, m), w) in projections.iter().zip(measured).zip(weights) {
-                if *w == 0.0 {
-                    self.held_back.0 += f64::from(p - m).powi(2);
-                    self.held_back.1 += 1;
-                }
-            }
+            self.held_back.0 += compute.held_back_squares(projections.as_values(), measured, weights)?;
+            self.held_back.1 += self.rays_held_back[subset];
         }
-        sharpen(compute, &self.ramp, settings.sharpness, weights, by_projections, projections)?;
+        let (ramp, share) = (&self.ramp, settings.sharpness);
+        sharpen(compute, ramp, share, weights, by_projections.reborrow(), projections.reborrow())?;
         if observer.interrupts() {
             return Ok(Judged::Interrupted);
         }
-        if let Some(aperture) = aperture {
-            aperture.apply(geometry.detector, by_projections, projections);
+        if let Some(aperture) = &self.aperture {
+            aperture.take(compute, geometry.detector, by_projections.as_values(), projections.reborrow())?;
+            std::mem::swap(&mut projections, &mut by_projections);
         }
-        compute.back_project_matched(geometry, grid, by_projections, by_volume)?;
+        compute.back_project_matched(geometry, grid, by_projections.as_values(), by_volume.reborrow())?;
         if settings.tv_mm > 0.0 {
             let variation = TotalVariation::on(grid, settings.tv_epsilon_per_mm);
-            compute.add_total_variation_gradient(&variation, settings.tv_mm, volume, by_volume)?;
+            compute.add_total_variation_gradient(&variation, settings.tv_mm, volume, by_volume.reborrow())?;
         }
         if self.prior_mm > 0.0 {
             compute.add_experts_gradient(shipped(), grid.voxels, self.prior_mm, volume, by_volume)?;
@@ -219,9 +235,9 @@ impl MeasuredViews {
     pub(super) fn unexplained(
         &mut self,
         compute: &dyn Operations,
-        volume: &[f32],
-        unexplained: &mut [f32],
-        work: &mut [f32],
+        volume: Values<'_>,
+        mut unexplained: ValuesMut<'_>,
+        mut work: ValuesMut<'_>,
     ) -> Result<(), OptimiseError> {
         let (plan, mut before, mut begun) = (&self.plan, 0, false);
         for (planned, geometry) in plan.subsets.iter().zip(&self.subsets) {
@@ -230,28 +246,28 @@ impl MeasuredViews {
             if geometry.views.is_empty() {
                 continue;
             }
-            let (measured, weights) = (&self.measured[from..][..count], &self.weights[from..][..count]);
-            let (projections, residuals) = (&mut self.projections[..count], &mut self.by_projections[..count]);
-            compute.forward_project(geometry, &plan.grid, volume, projections)?;
+            let part = from..from + count;
+            let (measured, weights) = (self.measured.values().part(part.clone()), self.weights.values().part(part));
+            let (mut residuals, mut other) =
+                (self.projections.values_mut().part(0..count), self.by_projections.values_mut().part(0..count));
+            compute.forward_project(geometry, &plan.grid, volume, residuals.reborrow())?;
             if let Some(aperture) = &self.aperture {
-                aperture.apply(geometry.detector, projections, residuals);
+                aperture.take(compute, geometry.detector, residuals.as_values(), other.reborrow())?;
+                std::mem::swap(&mut residuals, &mut other);
             }
-            for (((residual, m), p), w) in residuals.iter_mut().zip(measured).zip(&*projections).zip(weights) {
-                *residual = w * (m - p);
-            }
-            sharpen(compute, &self.ramp, 1.0, weights, residuals, projections)?;
-            let part = if begun { &mut *work } else { &mut *unexplained };
-            compute.back_project_matched(geometry, &plan.grid, residuals, part)?;
+            compute.weigh_residual(measured, weights, residuals.reborrow())?;
+            sharpen(compute, &self.ramp, 1.0, weights, residuals.reborrow(), other)?;
+            let part = if begun { work.reborrow() } else { unexplained.reborrow() };
+            compute.back_project_matched(geometry, &plan.grid, residuals.as_values(), part)?;
             if begun {
-                unexplained.iter_mut().zip(&*work).for_each(|(sum, part)| *sum += part);
+                compute.add_scaled(1.0, work.as_values(), unexplained.reborrow())?;
             }
             begun = true;
         }
         if begun {
-            let share = 1.0 / self.weight_mm2.max(f32::MIN_POSITIVE);
-            unexplained.iter_mut().for_each(|value| *value *= share);
+            compute.scale(1.0 / self.weight_mm2.max(f32::MIN_POSITIVE), unexplained)?;
         } else {
-            unexplained.fill(0.0);
+            compute.fill(0.0, unexplained)?;
         }
         Ok(())
     }
@@ -261,33 +277,29 @@ impl MeasuredViews {
         &mut self,
         compute: &dyn Operations,
         turn: usize,
-        direction: &[f32],
+        direction: Values<'_>,
     ) -> Result<f64, OptimiseError> {
         let Some(subset) = self.subset(turn) else { return Ok(0.0) };
         let (plan, geometry) = (&self.plan, &self.subsets[subset]);
         let before: usize = plan.subsets[..subset].iter().map(|earlier| earlier.views.len()).sum();
         let (from, count) = (before * plan.pixels(), geometry.projection_len());
-        let weights = &self.weights[from..][..count];
-        let (projections, work) = (&mut self.projections[..count], &mut self.by_projections[..count]);
-        compute.forward_project(geometry, &plan.grid, direction, projections)?;
+        let weights = self.weights.values().part(from..from + count);
+        let (mut projections, mut other) =
+            (self.projections.values_mut().part(0..count), self.by_projections.values_mut().part(0..count));
+        compute.forward_project(geometry, &plan.grid, direction, projections.reborrow())?;
         if let Some(aperture) = &self.aperture {
-            aperture.apply(geometry.detector, projections, work);
+            aperture.take(compute, geometry.detector, projections.as_values(), other.reborrow())?;
+            std::mem::swap(&mut projections, &mut other);
         }
-        // Once weighed and filtered, once as it is: their product is the quadratic form.
-        for ((weighed, p), w) in work.iter_mut().zip(&*projections).zip(weights) {
-            *weighed = w * p;
-        }
-        // The filter's work space is the projections', so the form is taken with the square root of what was filtered.
-        let unfiltered: f64 = work.iter().zip(&*projections).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        // The quadratic form is the product of what is weighed by a root each, once filtered and once as it is.
+        let mut weighed = other;
+        compute.times_root(weights, projections.as_values(), weighed.reborrow())?;
+        let unfiltered = compute.dot(weighed.as_values(), weighed.as_values())?;
         let share = f64::from(plan.settings.sharpness);
         let filtered = if share > 0.0 {
-            for ((p, weighed), w) in projections.iter_mut().zip(&mut *work).zip(weights) {
-                let root = w.sqrt();
-                *weighed = root * *p;
-                *p = *weighed;
-            }
-            compute.filter_rows(&self.ramp, projections)?;
-            work.iter().zip(&*projections).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+            compute.copy(weighed.as_values(), projections.reborrow())?;
+            compute.filter_rows(&self.ramp, projections.reborrow())?;
+            compute.dot(weighed.as_values(), projections.as_values())?
         } else {
             0.0
         };
@@ -306,20 +318,14 @@ fn sharpen(
     compute: &dyn Operations,
     ramp: &RampFilter,
     share: f32,
-    weights: &[f32],
-    gradient: &mut [f32],
-    work: &mut [f32],
+    weights: Values<'_>,
+    gradient: ValuesMut<'_>,
+    mut work: ValuesMut<'_>,
 ) -> Result<(), OptimiseError> {
     if share == 0.0 {
         return Ok(());
     }
-    for ((work, g), w) in work.iter_mut().zip(&*gradient).zip(weights) {
-        // Rays held back have no gradient.
-        *work = if *w > 0.0 { g / w.sqrt() } else { 0.0 };
-    }
-    compute.filter_rows(ramp, work)?;
-    for ((g, f), w) in gradient.iter_mut().zip(&*work).zip(weights) {
-        *g = (1.0 - share) * *g + share * RAMP_GAIN * w.sqrt() * f;
-    }
-    Ok(())
+    compute.whiten(weights, gradient.as_values(), work.reborrow())?;
+    compute.filter_rows(ramp, work.reborrow())?;
+    Ok(compute.mix_sharpened(share, RAMP_GAIN, weights, work.as_values(), gradient)?)
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::{LARGEST_LINE_INTEGRAL, OsSartPlan};
 use crate::compute::sart::{AlgebraicCompute, CorrectionStep};
+use crate::compute::{Buffer, Values, ValuesMut};
 use crate::geometry::ScanGeometry;
-use crate::reconstruct::memory::zeros;
+use crate::reconstruct::memory::{buffer, zeros};
 use crate::reconstruct::stopping::{HELD_BACK_PATIENCE, Outcome};
 use crate::reconstruct::{Observer, Progress, ReconstructError, StopReason};
 
@@ -38,15 +39,18 @@ pub struct Sweep {
 #[derive(Debug)]
 pub struct OsSart {
     plan: Arc<OsSartPlan>,
-    volume: Vec<f32>,
-    correction: Vec<f32>,
+    volume: Buffer,
+    correction: Buffer,
     /// Of each subset, or of the present one.
-    column_sums: Vec<f32>,
+    column_sums: Buffer,
     /// In the order of work, those held back last.
-    measured: Vec<f32>,
-    weights: Vec<f32>,
-    residual: Vec<f32>,
-    best: Vec<f32>,
+    measured: Buffer,
+    weights: Buffer,
+    residual: Buffer,
+    best: Buffer,
+    /// Where the carrier's memory is not the host's: the volume there, and three times the pixels of a call.
+    volume_copy: Vec<f32>,
+    pixel_copies: [Vec<f32>; 3],
     subsets: Vec<Views>,
     held_back: Views,
     relaxation: f64,
@@ -71,26 +75,32 @@ impl OsSart {
     ) -> Result<Self, ReconstructError> {
         check_line_integrals(&plan.geometry, line_integrals)?;
         let (pixels, voxels) = (plan.geometry.detector.pixels(), plan.grid.len());
-        let mut measured = zeros("sart line integrals by subset", line_integrals.len())?;
+        let mut measured = buffer(compute, "sart line integrals by subset", line_integrals.len())?;
         let mut start = 0;
         let mut gather = |views: &[usize]| {
-            let range = start..start + views.len() * pixels;
-            start = range.end;
-            for (to, &view) in measured[range.clone()].chunks_exact_mut(pixels).zip(views) {
-                to.copy_from_slice(&line_integrals[view * pixels..][..pixels]);
+            let first = start;
+            for &view in views {
+                let to = measured.values_mut().part(start..start + pixels);
+                compute.write(&line_integrals[view * pixels..][..pixels], to)?;
+                start += pixels;
             }
             let poses = views.iter().map(|&view| plan.geometry.views[view]).collect();
-            Views { geometry: ScanGeometry { detector: plan.geometry.detector, views: poses }, pixels: range, met: 0 }
+            let geometry = ScanGeometry { detector: plan.geometry.detector, views: poses };
+            Ok::<_, ReconstructError>(Views { geometry, pixels: first..start, met: 0 })
         };
-        let subsets = plan.subsets.iter().map(|views| gather(views)).collect();
-        let held_back = gather(&plan.held_back);
+        let subsets = plan.subsets.iter().map(|views| gather(views)).collect::<Result<_, _>>()?;
+        let held_back = gather(&plan.held_back)?;
+        let call = plan.views_per_call() * pixels;
+        let copy = || zeros("sart pixels on the host", compute.copy_len(call));
         let mut sart = Self {
-            volume: zeros("sart volume", voxels)?,
-            correction: zeros("sart correction", voxels)?,
-            column_sums: zeros("sart column sums", plan.column_sum_volumes().saturating_mul(voxels))?,
-            weights: zeros("sart pixel weights", measured.len())?,
-            residual: zeros("sart residual", plan.views_per_call() * pixels)?,
-            best: zeros("sart best volume", if plan.held_back.is_empty() { 0 } else { voxels })?,
+            volume: buffer(compute, "sart volume", voxels)?,
+            correction: buffer(compute, "sart correction", voxels)?,
+            column_sums: buffer(compute, "sart column sums", plan.column_sum_volumes().saturating_mul(voxels))?,
+            weights: buffer(compute, "sart pixel weights", measured.len())?,
+            residual: buffer(compute, "sart residual", call)?,
+            best: buffer(compute, "sart best volume", if plan.held_back.is_empty() { 0 } else { voxels })?,
+            volume_copy: zeros("sart volume on the host", compute.copy_len(voxels))?,
+            pixel_copies: [copy()?, copy()?, copy()?],
             measured,
             subsets,
             held_back,
@@ -107,23 +117,26 @@ impl OsSart {
 
     /// Weights, counts of pixels, column sums.
     fn prepare(&mut self, compute: &dyn AlgebraicCompute) -> Result<(), ReconstructError> {
-        let Self { plan, correction, residual, weights, measured, .. } = self;
-        correction.fill(1.0);
+        let Self { plan, correction, residual, weights, measured, pixel_copies: [copy, other, third], .. } = self;
+        compute.fill(1.0, correction.values_mut())?;
         let shortest = (SHORTEST_RAY_VOXELS * plan.grid.voxel_mm.min_element()) as f32;
         let (mut squares, mut met) = (0.0, 0);
         let (mut attenuation, mut length_mm) = (0.0, 0.0);
         for views in self.subsets.iter_mut().chain([&mut self.held_back]) {
-            let lengths = &mut residual[..views.pixels.len()];
-            compute.forward_project(&views.geometry, &plan.grid, correction, lengths)?;
-            let (weights, measured) = (&mut weights[views.pixels.clone()], &measured[views.pixels.clone()]);
-            for ((weight, &length), &value) in weights.iter_mut().zip(&*lengths).zip(measured) {
-                attenuation += f64::from(value.max(0.0)) * f64::from(length.min(1.0));
-                length_mm += f64::from(length);
-                *weight = if length > 0.0 { plan.settings.weights.of(value) / length.max(shortest) } else { 0.0 };
-            }
-            views.met = weights.iter().filter(|&&weight| weight > 0.0).count();
-            let seen = measured.iter().zip(&*weights).filter(|(_, weight)| **weight > 0.0);
-            squares += seen.map(|(value, _)| f64::from(*value).powi(2)).sum::<f64>();
+            let mut lengths = residual.values_mut().part(0..views.pixels.len());
+            compute.forward_project(&views.geometry, &plan.grid, correction.values(), lengths.reborrow())?;
+            let lengths = compute.on_host(lengths.as_values(), copy)?;
+            let measured = compute.on_host(measured.values().part(views.pixels.clone()), other)?;
+            weights.values_mut().part(views.pixels.clone()).make(compute, third, |weights| {
+                for ((weight, &length), &value) in weights.iter_mut().zip(lengths).zip(measured) {
+                    attenuation += f64::from(value.max(0.0)) * f64::from(length.min(1.0));
+                    length_mm += f64::from(length);
+                    *weight = if length > 0.0 { plan.settings.weights.of(value) / length.max(shortest) } else { 0.0 };
+                }
+                views.met = weights.iter().filter(|&&weight| weight > 0.0).count();
+                let seen = measured.iter().zip(&*weights).filter(|(_, weight)| **weight > 0.0);
+                squares += seen.map(|(value, _)| f64::from(*value).powi(2)).sum::<f64>();
+            })?;
             met += views.met;
         }
         self.residual_of_nothing = root_mean(squares, met);
@@ -133,8 +146,7 @@ impl OsSart {
                 self.work_out_column_sums(compute, subset)?;
             }
         }
-        self.correction.fill(0.0);
-        Ok(())
+        Ok(compute.fill(0.0, self.correction.values_mut())?)
     }
 
     /// Where a subset's column sums stand.
@@ -146,14 +158,19 @@ impl OsSart {
     /// `A_s' q` of one subset: `A_s' W_s A_s 1` but for rays at the volume's edges, whose length counts as longer in `W`.
     fn work_out_column_sums(&mut self, compute: &dyn AlgebraicCompute, subset: usize) -> Result<(), ReconstructError> {
         let range = self.column_sum_range(subset);
-        let Self { plan, residual, measured, weights, column_sums, subsets, .. } = self;
+        let Self { plan, residual, measured, weights, column_sums, subsets, pixel_copies, .. } = self;
+        let [copy, other, third] = pixel_copies;
         let views = &subsets[subset];
-        let weighted = &mut residual[..views.pixels.len()];
-        let pixels = measured[views.pixels.clone()].iter().zip(&weights[views.pixels.clone()]);
-        for (weighted, (&value, &weight)) in weighted.iter_mut().zip(pixels) {
-            *weighted = if weight > 0.0 { plan.settings.weights.of(value) } else { 0.0 };
-        }
-        compute.back_project_matched(&views.geometry, &plan.grid, weighted, &mut column_sums[range])?;
+        let measured = compute.on_host(measured.values().part(views.pixels.clone()), copy)?;
+        let weights = compute.on_host(weights.values().part(views.pixels.clone()), other)?;
+        let mut weighted = residual.values_mut().part(0..views.pixels.len());
+        weighted.reborrow().make(compute, third, |weighted| {
+            for (weighted, (&value, &weight)) in weighted.iter_mut().zip(measured.iter().zip(weights)) {
+                *weighted = if weight > 0.0 { plan.settings.weights.of(value) } else { 0.0 };
+            }
+        })?;
+        let sums = column_sums.values_mut().part(range);
+        compute.back_project_matched(&views.geometry, &plan.grid, weighted.as_values(), sums)?;
         Ok(())
     }
 
@@ -175,13 +192,15 @@ impl OsSart {
             let sums = self.column_sum_range(subset);
             let Self { plan, volume, correction, column_sums, measured, weights, residual, subsets, .. } = self;
             let views = &subsets[subset];
-            let residual = &mut residual[..views.pixels.len()];
-            compute.forward_project(&views.geometry, &plan.grid, volume, residual)?;
-            let (measured, weights) = (&measured[views.pixels.clone()], &weights[views.pixels.clone()]);
-            squares += compute.weigh_residual(measured, weights, residual)?;
+            let (geometry, pixels) = (&views.geometry, views.pixels.clone());
+            let mut residual = residual.values_mut().part(0..pixels.len());
+            compute.forward_project(geometry, &plan.grid, volume.values(), residual.reborrow())?;
+            let (measured, weights) = (measured.values().part(pixels.clone()), weights.values().part(pixels));
+            squares += compute.weigh_residual(measured, weights, residual.reborrow())?;
             met += views.met;
-            compute.back_project_matched(&views.geometry, &plan.grid, residual, correction)?;
-            changes += compute.apply_correction(&step, correction, &column_sums[sums], volume)?;
+            compute.back_project_matched(geometry, &plan.grid, residual.as_values(), correction.values_mut())?;
+            let sums = column_sums.values().part(sums);
+            changes += compute.apply_correction(&step, correction.values(), sums, volume.values_mut())?;
         }
         self.relaxation *= self.plan.settings.relaxation_factor;
         Ok(Sweep { residual: root_mean(squares, met), path: changes.sqrt() })
@@ -202,7 +221,7 @@ impl OsSart {
             iteration += 1;
             let sweep = self.sweep(compute)?;
             // A sum of steps is at least as long as the way made: never stops too early.
-            let change = sweep.path / compute.squared_norm(&self.volume).sqrt().max(f64::MIN_POSITIVE);
+            let change = sweep.path / compute.squared_norm(self.volume.values())?.sqrt().max(f64::MIN_POSITIVE);
             if let Some(outcome) = self.end_iteration(compute, observer, iteration, sweep.residual, change)? {
                 return Ok(outcome);
             }
@@ -220,7 +239,8 @@ impl OsSart {
         change: f64,
     ) -> Result<Option<Outcome>, ReconstructError> {
         let rules = self.plan.settings.stop;
-        let volume = observer.wants_volume(iteration).then_some(&self.volume[..]);
+        let wanted = observer.wants_volume(iteration);
+        let volume = wanted.then(|| compute.on_host(self.volume.values(), &mut self.volume_copy)).transpose()?;
         observer.observe(&Progress { iteration, iterations: rules.iterations, residual, volume });
         let mut stopped = rules.reached(iteration, residual, change);
         let holds_back = rules.held_back_views > 0;
@@ -228,7 +248,7 @@ impl OsSart {
             let residual = self.held_back_residual(compute)?;
             if residual < self.best_held_back.0 {
                 self.best_held_back = (residual, iteration);
-                self.best.copy_from_slice(&self.volume);
+                compute.copy(self.volume.values(), self.best.values_mut())?;
             } else if iteration - self.best_held_back.1 >= HELD_BACK_PATIENCE {
                 stopped = Some(StopReason::HeldBack);
             }
@@ -285,35 +305,45 @@ impl OsSart {
         &self.plan
     }
 
-    /// Attenuation in 1/mm, `[x][y][z]`.
-    #[must_use]
-    pub fn volume(&self) -> &[f32] {
-        &self.volume
+    /// Attenuation in 1/mm, `[x][y][z]`, on the host.
+    ///
+    /// # Errors
+    /// [`ReconstructError::Compute`] where the device does not give it back.
+    pub fn volume(&mut self, compute: &dyn AlgebraicCompute) -> Result<&[f32], ReconstructError> {
+        Ok(compute.on_host(self.volume.values(), &mut self.volume_copy)?)
     }
 
-    /// The same, to start from something else than zero or to regularise between sweeps.
-    pub fn volume_mut(&mut self) -> &mut [f32] {
-        &mut self.volume
+    /// The same where it lies.
+    #[must_use]
+    pub fn values(&self) -> Values<'_> {
+        self.volume.values()
+    }
+
+    /// To start from something else than zero or to regularise between sweeps.
+    pub fn values_mut(&mut self) -> ValuesMut<'_> {
+        self.volume.values_mut()
     }
 
     /// Floats of each buffer, under its name in the plan.
     #[cfg(test)]
     pub(in crate::reconstruct) fn allocated(&self) -> [(&'static str, usize); 7] {
         [
-            ("sart volume", self.volume.capacity()),
-            ("sart correction", self.correction.capacity()),
-            ("sart column sums", self.column_sums.capacity()),
-            ("sart line integrals by subset", self.measured.capacity()),
-            ("sart pixel weights", self.weights.capacity()),
-            ("sart residual", self.residual.capacity()),
-            ("sart best volume", self.best.capacity()),
+            ("sart volume", self.volume.len()),
+            ("sart correction", self.correction.len()),
+            ("sart column sums", self.column_sums.len()),
+            ("sart line integrals by subset", self.measured.len()),
+            ("sart pixel weights", self.weights.len()),
+            ("sart residual", self.residual.len()),
+            ("sart best volume", self.best.len()),
         ]
     }
 
     /// The volume, when all is done.
-    #[must_use]
-    pub fn into_volume(self) -> Vec<f32> {
-        self.volume
+    ///
+    /// # Errors
+    /// As [`OsSart::volume`].
+    pub fn into_volume(self, compute: &dyn AlgebraicCompute) -> Result<Vec<f32>, ReconstructError> {
+        Ok(compute.take(self.volume)?)
     }
 }
 
@@ -322,14 +352,16 @@ fn residual_of(
     compute: &dyn AlgebraicCompute,
     plan: &OsSartPlan,
     views: &Views,
-    volume: &[f32],
-    measured: &[f32],
-    weights: &[f32],
-    residual: &mut [f32],
+    volume: &Buffer,
+    measured: &Buffer,
+    weights: &Buffer,
+    residual: &mut Buffer,
 ) -> Result<f64, ReconstructError> {
-    let residual = &mut residual[..views.pixels.len()];
-    compute.forward_project(&views.geometry, &plan.grid, volume, residual)?;
-    let squares = compute.weigh_residual(&measured[views.pixels.clone()], &weights[views.pixels.clone()], residual)?;
+    let pixels = views.pixels.clone();
+    let mut residual = residual.values_mut().part(0..pixels.len());
+    compute.forward_project(&views.geometry, &plan.grid, volume.values(), residual.reborrow())?;
+    let (measured, weights) = (measured.values().part(pixels.clone()), weights.values().part(pixels));
+    let squares = compute.weigh_residual(measured, weights, residual)?;
     Ok(root_mean(squares, views.met))
 }
 

@@ -4,7 +4,7 @@
 
 use super::{Field, FieldError, FieldRates};
 use crate::compute::field::{FieldJitter, FieldLayout, FieldShape, FieldWorkload};
-use crate::compute::{ComputeError, Operations};
+use crate::compute::{ComputeError, Operations, Values, ValuesMut};
 use crate::geometry::VolumeGrid;
 use crate::represent::{RepresentError, Representation, Stage};
 
@@ -72,8 +72,8 @@ impl FieldPlan {
     ///
     /// # Errors
     /// As [`Field::new`].
-    pub fn build(&self, grid: &VolumeGrid) -> Result<FieldRepresentation, FieldError> {
-        Ok(FieldRepresentation { field: Field::new(&self.shape, grid)?, plan: *self, steps: 0 })
+    pub fn build(&self, compute: &dyn Operations, grid: &VolumeGrid) -> Result<FieldRepresentation, FieldError> {
+        Ok(FieldRepresentation { field: Field::new(compute, &self.shape, grid)?, plan: *self, steps: 0 })
     }
 }
 
@@ -116,12 +116,12 @@ impl Representation for FieldRepresentation {
         "table entries"
     }
 
-    fn begin(&mut self, _compute: &dyn Operations, _grid: &VolumeGrid, start: &[f32]) -> Result<(), RepresentError> {
+    fn begin(&mut self, compute: &dyn Operations, _grid: &VolumeGrid, start: &[f32]) -> Result<(), RepresentError> {
         // Its mean, so that the first steps need not move everything one way.
         let mean = start.iter().map(|&value| f64::from(value)).sum::<f64>() / start.len().max(1) as f64;
         let unit = f64::from(self.plan.shape.density_unit_per_mm);
-        self.field.reset(self.plan.seed, mean.clamp(1e-3 * unit, 1e3 * unit) as f32)?;
-        self.field.begin_step();
+        self.field.reset(compute, self.plan.seed, mean.clamp(1e-3 * unit, 1e3 * unit) as f32)?;
+        self.field.begin_step(compute)?;
         self.steps = 0;
         Ok(())
     }
@@ -131,7 +131,7 @@ impl Representation for FieldRepresentation {
         compute: &dyn Operations,
         grid: &VolumeGrid,
         draw: Option<u64>,
-        volume: &mut [f32],
+        volume: ValuesMut<'_>,
     ) -> Result<(), ComputeError> {
         compute.field_voxelise(grid, &self.field.parameters(), self.jitter(draw), volume)
     }
@@ -141,11 +141,11 @@ impl Representation for FieldRepresentation {
         compute: &dyn Operations,
         grid: &VolumeGrid,
         draw: Option<u64>,
-        by_volume: &[f32],
+        by_volume: Values<'_>,
     ) -> Result<(), ComputeError> {
         let jitter = self.jitter(draw);
-        let (parameters, mut gradients) = self.field.parameters_and_gradients();
-        compute.field_voxelise_backward(grid, &parameters, jitter, by_volume, &mut gradients)
+        let (parameters, gradients) = self.field.parameters_and_gradients();
+        compute.field_voxelise_backward(grid, &parameters, jitter, by_volume, gradients)
     }
 
     fn step(&mut self, compute: &dyn Operations, _grid: &VolumeGrid, stage: Stage) -> Result<(), ComputeError> {
@@ -154,7 +154,6 @@ impl Representation for FieldRepresentation {
         let rates = FieldRates { tables: tables * decay, network: network * decay, ..self.plan.rates };
         self.steps += 1;
         self.field.step(compute, &rates, self.steps)?;
-        self.field.begin_step();
-        Ok(())
+        self.field.begin_step(compute)
     }
 }

@@ -3,8 +3,8 @@
 use glam::DVec3;
 
 use super::draw::draw_rays;
-use super::fit::VolumeFit;
 use super::*;
+use crate::compute::Memory as _;
 use crate::compute::cpu::CpuCompute;
 use crate::compute::field::{FieldCompute, FieldJitter, FieldRays, FieldWorkload, RayPixel};
 use crate::geometry::{CircularOrbit, Detector};
@@ -51,6 +51,37 @@ fn carrier(threads: usize, voxels: [usize; 3]) -> CpuCompute {
     cpu
 }
 
+/// A field of a carrier whose memory is the host's.
+fn host(field: &Field) -> FieldParameters<'_> {
+    let FieldParameters { layout, tables, network, level_weights } = field.parameters();
+    let (tables, network) = (tables.host("test").unwrap(), network.host("test").unwrap());
+    FieldParameters { layout, tables, network, level_weights }
+}
+
+/// All parameters of one.
+fn parameters(field: &Field) -> &[f32] {
+    field.parameters.values().host("test").unwrap()
+}
+
+/// Steps towards the least mean square difference from `volume`; the root of that before the last step.
+fn fit(cpu: &CpuCompute, field: &mut Field, grid: &VolumeGrid, volume: &[f32], steps: u32) -> f64 {
+    let mut work = vec![0.0; grid.len()];
+    let mut last = 0.0;
+    for step in 1..=steps {
+        field.begin_step(cpu).unwrap();
+        cpu.field_voxelise(grid, &host(field), None, &mut work).unwrap();
+        last = rms(&work, volume);
+        work.iter_mut().zip(volume).for_each(|(value, target)| *value = 2.0 / volume.len() as f32 * (*value - target));
+        let (parameters, gradients) = field.parameters_and_gradients();
+        FieldCompute::field_voxelise_backward(cpu, grid, &parameters, None, (&work).into(), gradients).unwrap();
+        let decay = 0.3f32.powf(step as f32 / steps as f32);
+        let FieldRates { tables, network, .. } = FieldRates::default();
+        let rates = FieldRates { tables: tables * decay, network: network * decay, ..FieldRates::default() };
+        field.step(cpu, &rates, step).unwrap();
+    }
+    last
+}
+
 /// Root of the mean square difference.
 fn rms(a: &[f32], b: &[f32]) -> f64 {
     let sum: f64 = a.iter().zip(b).map(|(x, y)| f64::from(x - y).powi(2)).sum();
@@ -60,22 +91,22 @@ fn rms(a: &[f32], b: &[f32]) -> f64 {
 #[test]
 fn a_new_field_is_even_and_the_same_for_the_same_seed() {
     let (grid, cpu) = (grid(), carrier(2, grid().voxels));
-    let mut field = Field::new(&shape(), &grid).unwrap();
+    let mut field = Field::new(&cpu, &shape(), &grid).unwrap();
     assert_eq!(Field::bytes(&shape(), &grid).unwrap(), 16 * field.parameters.len() + 4 * 5);
     let mut volume = vec![0.0; grid.len()];
     for density in [0.002f32, 0.05, 1e-6] {
-        field.reset(4, density).unwrap();
-        cpu.field_voxelise(&grid, &field.parameters(), None, &mut volume).unwrap();
+        field.reset(&cpu, 4, density).unwrap();
+        cpu.field_voxelise(&grid, &host(&field), None, &mut volume).unwrap();
         // Features of 1e-4 leave about that much, relative to the density where softplus is exponential.
         assert!(volume.iter().all(|value| (value / density - 1.0).abs() < 3e-3), "{density}");
     }
-    let mut again = Field::new(&shape(), &grid).unwrap();
-    again.reset(4, 1e-6).unwrap();
-    assert_eq!(again.parameters, field.parameters);
-    again.reset(5, 1e-6).unwrap();
-    assert_ne!(again.parameters, field.parameters);
-    assert!(field.parameters[..field.tables].iter().all(|feature| feature.abs() <= 1e-4));
-    let error = again.reset(5, f32::NAN).unwrap_err().to_string();
+    let mut again = Field::new(&cpu, &shape(), &grid).unwrap();
+    again.reset(&cpu, 4, 1e-6).unwrap();
+    assert_eq!(parameters(&again), parameters(&field));
+    again.reset(&cpu, 5, 1e-6).unwrap();
+    assert_ne!(parameters(&again), parameters(&field));
+    assert!(parameters(&field)[..field.tables].iter().all(|feature| feature.abs() <= 1e-4));
+    let error = again.reset(&cpu, 5, f32::NAN).unwrap_err().to_string();
     assert!(error.contains("density_per_mm = NaN"), "{error}");
 }
 
@@ -104,21 +135,23 @@ fn the_usual_field_has_a_cell_a_voxel_and_an_entry_a_node_while_tables_may_be_th
 #[test]
 fn a_new_fields_network_is_linear_in_its_features() {
     let (grid, cpu) = (grid(), carrier(2, grid().voxels));
-    let mut field = Field::new(&shape(), &grid).unwrap();
+    let mut field = Field::new(&cpu, &shape(), &grid).unwrap();
     let unit = shape().density_unit_per_mm;
-    field.reset(9, unit).unwrap();
+    field.reset(&cpu, 9, unit).unwrap();
     let tables = field.tables;
-    for (k, feature) in field.parameters[..tables].iter_mut().enumerate() {
-        *feature = (k as f32 * 0.7).sin();
-    }
+    let features = |field: &mut Field, sign: f32| {
+        let features: Vec<f32> = (0..tables).map(|k| sign * (k as f32 * 0.7).sin()).collect();
+        cpu.write(&features, field.parameters.values_mut().part(0..tables)).unwrap();
+    };
+    features(&mut field, 1.0);
     // What softplus was given.
     let logits = |field: &Field| {
         let mut volume = vec![0.0; grid.len()];
-        cpu.field_voxelise(&grid, &field.parameters(), None, &mut volume).unwrap();
+        cpu.field_voxelise(&grid, &host(field), None, &mut volume).unwrap();
         volume.into_iter().map(|value| f64::from(value / unit).exp_m1().ln()).collect::<Vec<_>>()
     };
     let with = logits(&field);
-    field.parameters[..tables].iter_mut().for_each(|feature| *feature = -*feature);
+    features(&mut field, -1.0);
     let against = logits(&field);
     // Softplus of this is 1.
     let bias = 1f64.exp_m1().ln();
@@ -132,14 +165,13 @@ fn a_new_fields_network_is_linear_in_its_features() {
 fn a_field_fits_a_volume_and_its_fit_is_the_same_for_any_number_of_threads() {
     let grid = grid();
     let volume = phantom(&grid);
-    let fit = VolumeFit { steps: 120, ..VolumeFit::default() };
     let of = |threads| {
         let cpu = carrier(threads, grid.voxels);
-        let mut field = Field::new(&shape(), &grid).unwrap();
+        let mut field = Field::new(&cpu, &shape(), &grid).unwrap();
         let mut work = vec![0.0; grid.len()];
-        let last = field.fit_volume(&cpu, &grid, &volume, &mut work, &fit).unwrap();
-        cpu.field_voxelise(&grid, &field.parameters(), None, &mut work).unwrap();
-        (last, work, field.parameters)
+        let last = fit(&cpu, &mut field, &grid, &volume, 120);
+        cpu.field_voxelise(&grid, &host(&field), None, &mut work).unwrap();
+        (last, work, parameters(&field).to_vec())
     };
     let (last, found, parameters) = of(1);
     let error = rms(&found, &volume);
@@ -171,7 +203,7 @@ fn a_field_fits_line_integrals_by_random_rays() {
         ((0..200).map(|k| density_at(at(k))).sum::<f64>() * 0.5) as f32
     };
     let cpu = carrier(2, grid.voxels);
-    let mut field = Field::new(&shape(), &grid).unwrap();
+    let mut field = Field::new(&cpu, &shape(), &grid).unwrap();
     let views: Vec<usize> = (0..24).collect();
     let mut pixels = vec![RayPixel::default(); 512];
     let mut integrals = vec![0.0; pixels.len()];
@@ -179,17 +211,17 @@ fn a_field_fits_line_integrals_by_random_rays() {
         let jitter = FieldJitter { seed: 1, iteration: u64::from(step) };
         draw_rays(&geometry, &views, jitter, &mut pixels);
         let rays = FieldRays { geometry: &geometry, pixels: &pixels, samples: 32, jitter: Some(jitter) };
-        cpu.field_project(&rays, &field.parameters(), &mut integrals).unwrap();
+        cpu.field_project(&rays, &host(&field), &mut integrals).unwrap();
         for (integral, pixel) in integrals.iter_mut().zip(&pixels) {
             *integral = (*integral - measured(pixel)) / 512.0;
         }
-        field.begin_step();
-        let (parameters, mut gradients) = field.parameters_and_gradients();
-        cpu.field_project_backward(&rays, &parameters, &integrals, &mut gradients).unwrap();
+        field.begin_step(&cpu).unwrap();
+        let (parameters, gradients) = field.parameters_and_gradients();
+        FieldCompute::field_project_backward(&cpu, &rays, &parameters, (&integrals).into(), gradients).unwrap();
         field.step(&cpu, &RATES, step + 1).unwrap();
     }
     let mut found = vec![0.0; grid.len()];
-    cpu.field_voxelise(&grid, &field.parameters(), None, &mut found).unwrap();
+    cpu.field_voxelise(&grid, &host(&field), None, &mut found).unwrap();
     let volume = phantom(&grid);
     let (error, start) = (rms(&found, &volume), rms(&vec![0.002; volume.len()], &volume));
     println!("rms {error:.2e} from {start:.2e}");
@@ -220,19 +252,10 @@ fn rays_are_drawn_from_all_pixels_of_the_views_named_and_anew_each_time() {
 fn what_cannot_work_is_refused_by_name() {
     let grid = grid();
     let cpu = carrier(1, grid.voxels);
-    let mut field = Field::new(&shape(), &grid).unwrap();
+    let mut field = Field::new(&cpu, &shape(), &grid).unwrap();
     assert!(field.set_level_weights(&[1.0; 4]).unwrap_err().to_string().contains("`level weights` holds 4"));
     let error = field.set_level_weights(&[1.0, 1.0, f32::NAN, 1.0, 1.0]).unwrap_err().to_string();
     assert!(error.contains("level weight = NaN"), "{error}");
-    let mut volume = phantom(&grid);
-    let mut work = vec![0.0; grid.len()];
-    let mut fit = |volume: &[f32], work: &mut [f32]| {
-        field.fit_volume(&cpu, &grid, volume, work, &VolumeFit::default()).unwrap_err().to_string()
-    };
-    assert!(fit(&volume, &mut work[1..]).contains("`work` holds"));
-    assert!(fit(&volume[1..], &mut work).contains("`volume` holds"));
-    volume[5] = f32::NAN;
-    assert!(fit(&volume, &mut work).contains("initial volume's voxel = NaN"));
-    let error = Field::new(&FieldShape { width: 17, ..shape() }, &grid).unwrap_err().to_string();
+    let error = Field::new(&cpu, &FieldShape { width: 17, ..shape() }, &grid).unwrap_err().to_string();
     assert!(error.contains("width = 17"), "{error}");
 }

@@ -15,7 +15,8 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{CHANNELS, Gaussians, POSITION, ROTATION, SCALE, raw_of, softplus};
+use super::{CHANNELS, Gaussians, POSITION, ROTATION, SCALE, Table, raw_of, softplus};
+use crate::compute::{ComputeError, Operations};
 use crate::geometry::VolumeGrid;
 
 /// Rules of one round.
@@ -55,7 +56,23 @@ const CLONE_OFFSET: f32 = 1.0 / 3.0;
 
 impl Gaussians {
     /// One round of adaptive control within `grid`'s box; begins new sums of gradients.
-    pub fn adapt(&mut self, grid: &VolumeGrid, rules: &AdaptiveControl) -> Adapted {
+    ///
+    /// # Errors
+    /// As the operations.
+    pub fn adapt(
+        &mut self,
+        compute: &dyn Operations,
+        grid: &VolumeGrid,
+        rules: &AdaptiveControl,
+    ) -> Result<Adapted, ComputeError> {
+        let adapted = self.edit(compute, |table| table.adapt(grid, rules))?;
+        self.settle(compute)?;
+        Ok(adapted)
+    }
+}
+
+impl Table {
+    fn adapt(&mut self, grid: &VolumeGrid, rules: &AdaptiveControl) -> Adapted {
         let pruned = self.prune(grid, rules.prune_below_per_mm);
         let (capacity, views) = (self.limits.capacity, self.views.max(1) as f32);
         let norms = CHANNELS * capacity;
@@ -110,7 +127,6 @@ impl Gaussians {
             self.len += 1;
         }
         self.clear_norms();
-        self.settle();
         adapted
     }
 

@@ -5,7 +5,7 @@
 use super::adapt::AdaptiveControl;
 use super::initialise::Initialisation;
 use super::{GaussianError, GaussianLimits, GaussianRates, Gaussians};
-use crate::compute::{ComputeError, Operations};
+use crate::compute::{ComputeError, Memory, Operations, Values, ValuesMut};
 use crate::geometry::VolumeGrid;
 use crate::represent::{RepresentError, Representation, Stage};
 
@@ -45,9 +45,14 @@ impl GaussianRepresentation {
     ///
     /// # Errors
     /// As [`Gaussians::new`].
-    pub fn new(limits: &GaussianLimits, schedule: &GaussianSchedule, grid: &VolumeGrid) -> Result<Self, GaussianError> {
+    pub fn new(
+        compute: &dyn Memory,
+        limits: &GaussianLimits,
+        schedule: &GaussianSchedule,
+        grid: &VolumeGrid,
+    ) -> Result<Self, GaussianError> {
         Ok(Self {
-            gaussians: Gaussians::new(limits)?,
+            gaussians: Gaussians::new(compute, limits)?,
             schedule: *schedule,
             voxel_mm: grid.voxel_mm.min_element() as f32,
             steps: 0,
@@ -75,11 +80,11 @@ impl Representation for GaussianRepresentation {
         "Gaussians"
     }
 
-    fn begin(&mut self, _compute: &dyn Operations, grid: &VolumeGrid, start: &[f32]) -> Result<(), RepresentError> {
+    fn begin(&mut self, compute: &dyn Operations, grid: &VolumeGrid, start: &[f32]) -> Result<(), RepresentError> {
         let threshold_per_mm = self.schedule.start_threshold * self.gaussians.limits().density_unit_per_mm;
         let settings = Initialisation { threshold_per_mm, ..self.schedule.initialisation };
-        self.gaussians.initialise_from_volume(grid, start, &settings)?;
-        self.gaussians.begin_step(1);
+        self.gaussians.initialise_from_volume(compute, grid, start, &settings)?;
+        self.gaussians.begin_step(compute, 1)?;
         (self.steps, self.rounds) = (0, 0);
         Ok(())
     }
@@ -89,7 +94,7 @@ impl Representation for GaussianRepresentation {
         compute: &dyn Operations,
         grid: &VolumeGrid,
         _draw: Option<u64>,
-        volume: &mut [f32],
+        volume: ValuesMut<'_>,
     ) -> Result<(), ComputeError> {
         compute.gaussian_voxelise(grid, &self.gaussians.set(), volume)
     }
@@ -99,10 +104,10 @@ impl Representation for GaussianRepresentation {
         compute: &dyn Operations,
         grid: &VolumeGrid,
         _draw: Option<u64>,
-        by_volume: &[f32],
+        by_volume: Values<'_>,
     ) -> Result<(), ComputeError> {
-        let (set, mut gradients) = self.gaussians.set_and_gradients();
-        compute.gaussian_voxelise_backward(grid, &set, by_volume, &mut gradients)
+        let (set, gradients) = self.gaussians.set_and_gradients();
+        compute.gaussian_voxelise_backward(grid, &set, by_volume, gradients)
     }
 
     fn step(&mut self, compute: &dyn Operations, grid: &VolumeGrid, stage: Stage) -> Result<(), ComputeError> {
@@ -116,22 +121,21 @@ impl Representation for GaussianRepresentation {
             ..schedule.rates
         };
         self.steps += 1;
-        self.gaussians.add_position_norms();
+        self.gaussians.add_position_norms(compute)?;
         self.gaussians.step(compute, &rates, self.steps)?;
         let due = schedule.adapt_every > 0 && self.steps.is_multiple_of(schedule.adapt_every);
         if due && !stage.fitting && stage.share < schedule.adapt_until {
             let share = schedule.adapt_share;
             let rules = AdaptiveControl {
-                gradient_threshold: self.gaussians.norm_exceeded_by(share),
+                gradient_threshold: self.gaussians.norm_exceeded_by(compute, share)?,
                 clone_up_to_mm: 0.75 * self.voxel_mm,
                 prune_below_per_mm: schedule.prune_below * self.gaussians.limits().density_unit_per_mm,
                 seed: schedule.initialisation.seed,
                 round: self.rounds,
             };
-            self.gaussians.adapt(grid, &rules);
+            self.gaussians.adapt(compute, grid, &rules)?;
             self.rounds += 1;
         }
-        self.gaussians.begin_step(1);
-        Ok(())
+        self.gaussians.begin_step(compute, 1)
     }
 }

@@ -5,7 +5,8 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{CHANNELS, GaussianError, Gaussians, raw_of};
+use super::{CHANNELS, GaussianError, Gaussians, Table, raw_of};
+use crate::compute::Operations;
 use crate::geometry::VolumeGrid;
 
 /// How to draw.
@@ -34,13 +35,28 @@ impl Gaussians {
     /// how many there are now.
     ///
     /// # Errors
-    /// [`GaussianError::Volume`], [`GaussianError::Empty`], or [`GaussianError::Setting`] for a factor that is not finite and positive.
+    /// [`GaussianError::Volume`], [`GaussianError::Empty`], [`GaussianError::Setting`] for a factor that is not finite and positive, or
+    /// [`GaussianError::Compute`] as the operations.
     pub fn initialise_from_volume(
         &mut self,
+        compute: &dyn Operations,
         grid: &VolumeGrid,
         volume: &[f32],
         settings: &Initialisation,
     ) -> Result<usize, GaussianError> {
+        self.edit(compute, |table| table.initialise_from_volume(grid, volume, settings))??;
+        self.settle(compute)?;
+        Ok(self.len)
+    }
+}
+
+impl Table {
+    fn initialise_from_volume(
+        &mut self,
+        grid: &VolumeGrid,
+        volume: &[f32],
+        settings: &Initialisation,
+    ) -> Result<(), GaussianError> {
         if volume.len() != grid.len() {
             return Err(GaussianError::Volume { given: volume.len(), needed: grid.len() });
         }
@@ -87,8 +103,7 @@ impl Gaussians {
         }
         self.scales_from_neighbours(grid, settings.scale_factor);
         self.clear_norms();
-        self.settle();
-        Ok(self.len)
+        Ok(())
     }
 
     /// Round scales: `factor` times the root of the mean square distance to the three nearest neighbours.

@@ -4,6 +4,7 @@
 
 use super::initialise::Initialisation;
 use super::{GaussianError, GaussianLimits, GaussianRates, GaussianRepresentation, GaussianSchedule, Gaussians};
+use crate::compute::Memory;
 use crate::compute::gaussians::GaussianWorkload;
 use crate::geometry::VolumeGrid;
 
@@ -90,7 +91,7 @@ impl GaussianPlan {
     ///
     /// # Errors
     /// As [`Gaussians::new`].
-    pub fn build(&self, grid: &VolumeGrid) -> Result<GaussianRepresentation, GaussianError> {
-        GaussianRepresentation::new(&self.limits, &self.schedule, grid)
+    pub fn build(&self, compute: &dyn Memory, grid: &VolumeGrid) -> Result<GaussianRepresentation, GaussianError> {
+        GaussianRepresentation::new(compute, &self.limits, &self.schedule, grid)
     }
 }

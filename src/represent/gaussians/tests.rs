@@ -8,7 +8,7 @@ use super::adapt::AdaptiveControl;
 use super::initialise::Initialisation;
 use super::*;
 use crate::compute::cpu::CpuCompute;
-use crate::compute::gaussians::GaussianWorkload;
+use crate::compute::gaussians::{GaussianCompute, GaussianWorkload, HostGaussians};
 use crate::geometry::{CircularOrbit, Detector, ScanGeometry, VolumeGrid};
 
 fn limits(capacity: usize) -> GaussianLimits {
@@ -32,6 +32,24 @@ fn volume(grid: &VolumeGrid) -> Vec<f32> {
     all.map(|(x, y, z)| if x > y { 0.01 + 0.0005 * z as f32 } else { 0.0 }).collect()
 }
 
+/// The Gaussians of a carrier whose memory is the host's.
+fn host(gaussians: &Gaussians) -> HostGaussians<'_> {
+    gaussians.set().each(|values| values.host("test")).unwrap()
+}
+
+/// All parameters of these.
+fn parameters(gaussians: &Gaussians) -> &[f32] {
+    gaussians.parameters.values().host("test").unwrap()
+}
+
+/// Sets Gaussians one by one.
+fn put_all(cpu: &CpuCompute, gaussians: &mut Gaussians, all: &[[f32; CHANNELS]]) {
+    let put = |table: &mut Table| all.iter().enumerate().for_each(|(i, values)| table.put(i, values));
+    gaussians.edit(cpu, put).unwrap();
+    gaussians.len = all.len();
+    gaussians.settle(cpu).unwrap();
+}
+
 #[test]
 fn softplus_and_its_inverse() {
     for value in [1e-8f32, 1e-3, 0.5, 1.0, 20.0, 300.0] {
@@ -44,11 +62,11 @@ fn softplus_and_its_inverse() {
 #[test]
 fn first_gaussians_stand_at_voxel_centres_and_reach_their_neighbours() {
     let grid = grid(20);
-    let volume = volume(&grid);
-    let mut gaussians = Gaussians::new(&limits(3000)).unwrap();
+    let (volume, cpu) = (volume(&grid), CpuCompute::new(2).unwrap());
+    let mut gaussians = Gaussians::new(&cpu, &limits(3000)).unwrap();
     let settings = Initialisation { gaussians: 900, threshold_per_mm: 0.005, seed: 5, ..Initialisation::default() };
-    assert_eq!(gaussians.initialise_from_volume(&grid, &volume, &settings).unwrap(), 900);
-    let set = gaussians.set();
+    assert_eq!(gaussians.initialise_from_volume(&cpu, &grid, &volume, &settings).unwrap(), 900);
+    let set = host(&gaussians);
     let place = |i: usize| DVec3::from_array(set.position_mm.map(|c| f64::from(c[i])));
     for i in 0..900 {
         let index = (place(i) - grid.origin_mm()) / grid.voxel_mm;
@@ -72,41 +90,47 @@ fn first_gaussians_stand_at_voxel_centres_and_reach_their_neighbours() {
     let of_all = inside.iter().copied().sum::<DVec3>() / inside.len() as f64;
     assert!((mean - of_all).length() < 1.6, "{mean} {of_all}");
 
-    let mut again = Gaussians::new(&limits(3000)).unwrap();
-    again.initialise_from_volume(&grid, &volume, &settings).unwrap();
-    assert_eq!(again.parameters, gaussians.parameters);
-    again.initialise_from_volume(&grid, &volume, &Initialisation { seed: 6, ..settings }).unwrap();
-    assert_ne!(again.parameters, gaussians.parameters);
+    let mut again = Gaussians::new(&cpu, &limits(3000)).unwrap();
+    again.initialise_from_volume(&cpu, &grid, &volume, &settings).unwrap();
+    assert_eq!(parameters(&again), parameters(&gaussians));
+    again.initialise_from_volume(&cpu, &grid, &volume, &Initialisation { seed: 6, ..settings }).unwrap();
+    assert_ne!(parameters(&again), parameters(&gaussians));
 }
 
 #[test]
 fn initialisation_takes_few_voxels_and_refuses_none() {
     let grid = VolumeGrid::over_box([3; 3], DVec3::splat(3.0), DVec3::ZERO);
-    let mut gaussians = Gaussians::new(&limits(10)).unwrap();
+    let cpu = CpuCompute::new(1).unwrap();
+    let mut gaussians = Gaussians::new(&cpu, &limits(10)).unwrap();
     let mut volume = vec![0.0; 27];
     let settings = Initialisation::default();
-    assert!(gaussians.initialise_from_volume(&grid, &volume, &settings).unwrap_err().to_string().contains("no voxel"));
+    assert!(
+        gaussians.initialise_from_volume(&cpu, &grid, &volume, &settings).unwrap_err().to_string().contains("no voxel")
+    );
     volume[3] = f32::NAN;
     volume[5] = f32::INFINITY;
-    assert!(matches!(gaussians.initialise_from_volume(&grid, &volume, &settings), Err(GaussianError::Empty { .. })));
-    volume[13] = 0.02;
-    assert_eq!(gaussians.initialise_from_volume(&grid, &volume, &settings).unwrap(), 1);
-    assert_eq!(gaussians.set().position_mm.map(|c| c[0]), [0.0; 3]);
-    volume.fill(0.02);
-    assert_eq!(gaussians.initialise_from_volume(&grid, &volume, &settings).unwrap(), 10);
     assert!(matches!(
-        gaussians.initialise_from_volume(&grid, &volume[1..], &settings),
+        gaussians.initialise_from_volume(&cpu, &grid, &volume, &settings),
+        Err(GaussianError::Empty { .. })
+    ));
+    volume[13] = 0.02;
+    assert_eq!(gaussians.initialise_from_volume(&cpu, &grid, &volume, &settings).unwrap(), 1);
+    assert_eq!(host(&gaussians).position_mm.map(|c| c[0]), [0.0; 3]);
+    volume.fill(0.02);
+    assert_eq!(gaussians.initialise_from_volume(&cpu, &grid, &volume, &settings).unwrap(), 10);
+    assert!(matches!(
+        gaussians.initialise_from_volume(&cpu, &grid, &volume[1..], &settings),
         Err(GaussianError::Volume { given: 26, needed: 27 })
     ));
     for broken in [GaussianLimits { capacity: 0, ..limits(1) }, GaussianLimits { low_pass_mm: f32::NAN, ..limits(1) }] {
-        assert!(matches!(Gaussians::new(&broken), Err(GaussianError::Setting { .. })));
+        assert!(matches!(Gaussians::new(&cpu, &broken), Err(GaussianError::Setting { .. })));
     }
 }
 
 /// Voxels of the Gaussians.
 fn voxels(cpu: &CpuCompute, gaussians: &Gaussians, grid: &VolumeGrid) -> Vec<f32> {
     let mut volume = vec![0.0; grid.len()];
-    cpu.gaussian_voxelise(grid, &gaussians.set(), &mut volume).unwrap();
+    cpu.gaussian_voxelise(grid, &host(gaussians), &mut volume).unwrap();
     volume
 }
 
@@ -127,11 +151,11 @@ fn carrier(capacity: usize, geometry: &ScanGeometry, grid: &VolumeGrid) -> CpuCo
 fn splits_and_clones_keep_the_mass_and_stay_within_the_capacity() {
     let grid = grid(40);
     let cpu = carrier(40, &CircularOrbit::default().over_arc(1, 0.0, 1.0), &grid);
-    let mut gaussians = Gaussians::new(&limits(40)).unwrap();
+    let mut gaussians = Gaussians::new(&cpu, &limits(40)).unwrap();
     // Well within the box: small ones to clone, large ones to split, one too thin, one outside.
     let mut random = ChaCha8Rng::seed_from_u64(3);
-    for i in 0..30 {
-        let scale = if i % 2 == 0 { 1.2f32 } else { 2.0 };
+    let of = |i: usize| {
+        let scale = if i.is_multiple_of(2) { 1.2f32 } else { 2.0 };
         let mut values = [0.0; CHANNELS];
         values[0] = if i == 7 { -30.0 } else { random.random_range(-2.0..1.0) };
         for v in &mut values[1..4] {
@@ -144,32 +168,32 @@ fn splits_and_clones_keep_the_mass_and_stay_within_the_capacity() {
         if i == 11 {
             values[2] = 30.0;
         }
-        gaussians.put(i, &values);
-    }
-    gaussians.len = 30;
-    gaussians.settle();
+        values
+    };
+    let all: Vec<_> = (0..30).map(of).collect();
+    put_all(&cpu, &mut gaussians, &all);
     let rules =
         AdaptiveControl { gradient_threshold: 1.0, clone_up_to_mm: 1.5, prune_below_per_mm: 1e-5, seed: 1, round: 0 };
-    gaussians.begin_step(4);
-    let quiet = gaussians.adapt(&grid, &rules);
+    gaussians.begin_step(&cpu, 4).unwrap();
+    let quiet = gaussians.adapt(&cpu, &grid, &rules).unwrap();
     assert_eq!((quiet.pruned, quiet.cloned, quiet.split, gaussians.len()), (2, 0, 0, 28));
     let before = voxels(&cpu, &gaussians, &grid);
 
-    let mut twin = Gaussians::new(&limits(40)).unwrap();
-    twin.parameters.copy_from_slice(&gaussians.parameters);
-    twin.density_per_mm.copy_from_slice(&gaussians.density_per_mm);
+    let mut twin = Gaussians::new(&cpu, &limits(40)).unwrap();
+    cpu.write(parameters(&gaussians), twin.parameters.values_mut()).unwrap();
+    cpu.copy(gaussians.density_per_mm.values(), twin.density_per_mm.values_mut()).unwrap();
     twin.len = 28;
     for set in [&mut gaussians, &mut twin] {
-        set.begin_step(4);
-        let norms = set.set_and_gradients().1.view_norm;
+        set.begin_step(&cpu, 4).unwrap();
+        let norms = set.set_and_gradients().1.view_norm.host("test").unwrap();
         // 20 are pulled at, 12 have room; the last are pulled hardest.
         norms.iter_mut().enumerate().for_each(|(i, norm)| *norm = if i < 8 { 3.0 } else { 5.0 + i as f32 });
     }
-    let adapted = gaussians.adapt(&grid, &rules);
+    let adapted = gaussians.adapt(&cpu, &grid, &rules).unwrap();
     assert_eq!((adapted.pruned, adapted.cloned + adapted.split, adapted.without_room), (0, 12, 8));
     assert!(adapted.cloned > 0 && adapted.split > 0 && gaussians.len() == 40);
-    assert_eq!(twin.adapt(&grid, &rules), adapted);
-    assert_eq!(twin.parameters, gaussians.parameters);
+    assert_eq!(twin.adapt(&cpu, &grid, &rules).unwrap(), adapted);
+    assert_eq!(parameters(&twin), parameters(&gaussians));
 
     let after = voxels(&cpu, &gaussians, &grid);
     let mass = |v: &[f32]| v.iter().map(|&x| f64::from(x)).sum::<f64>();
@@ -197,9 +221,10 @@ fn known_gaussians_are_recovered_from_their_projections() {
     let grid = grid(20);
     let cpu = carrier(6, &geometry, &grid);
     let mut random = ChaCha8Rng::seed_from_u64(9);
-    let mut truth = Gaussians::new(&limits(6)).unwrap();
-    let mut start = Gaussians::new(&limits(6)).unwrap();
-    for i in 0..6 {
+    let mut truth = Gaussians::new(&cpu, &limits(6)).unwrap();
+    let mut start = Gaussians::new(&cpu, &limits(6)).unwrap();
+    let (mut right, mut wrong) = (Vec::new(), Vec::new());
+    for _ in 0..6 {
         let mut values = [0.0; CHANNELS];
         values[0] = random.random_range(-0.5..1.0);
         for v in &mut values[1..4] {
@@ -209,21 +234,20 @@ fn known_gaussians_are_recovered_from_their_projections() {
         for v in &mut values[7..] {
             *v = random.random_range(-1.0..1.0);
         }
-        truth.put(i, &values);
+        right.push(values);
         for (channel, v) in values.iter_mut().enumerate() {
             let by = [0.5, 1.0, 1.0, 1.0, 0.3, 0.3, 0.3, 0.15, 0.15, 0.15, 0.15][channel];
             *v += random.random_range(-by..by);
         }
-        start.put(i, &values);
+        wrong.push(values);
     }
-    (truth.len, start.len) = (6, 6);
-    truth.settle();
-    start.settle();
+    put_all(&cpu, &mut truth, &right);
+    put_all(&cpu, &mut start, &wrong);
     let mut measured = vec![0.0; geometry.projection_len()];
-    cpu.gaussian_project(&geometry, &truth.set(), &mut measured).unwrap();
+    cpu.gaussian_project(&geometry, &host(&truth), &mut measured).unwrap();
     let mut projections = vec![0.0; measured.len()];
     let error = |gaussians: &Gaussians, projections: &mut [f32]| {
-        cpu.gaussian_project(&geometry, &gaussians.set(), projections).unwrap();
+        cpu.gaussian_project(&geometry, &host(gaussians), projections).unwrap();
         let mut square = 0.0;
         for (p, m) in projections.iter_mut().zip(&measured) {
             *p -= m;
@@ -234,9 +258,9 @@ fn known_gaussians_are_recovered_from_their_projections() {
     let first = error(&start, &mut projections);
     let steps = 800;
     for step in 1..=steps {
-        start.begin_step(geometry.views.len());
-        let (set, mut gradients) = start.set_and_gradients();
-        cpu.gaussian_project_backward(&geometry, &set, &projections, &mut gradients).unwrap();
+        start.begin_step(&cpu, geometry.views.len()).unwrap();
+        let (set, gradients) = start.set_and_gradients();
+        GaussianCompute::gaussian_project_backward(&cpu, &geometry, &set, (&projections).into(), gradients).unwrap();
         let decay = 0.001f32.powf(step as f32 / steps as f32);
         let rates = GaussianRates {
             density: 0.1 * decay,
@@ -254,7 +278,7 @@ fn known_gaussians_are_recovered_from_their_projections() {
     assert!(first > 0.1 && last < 1e-3, "{first} {last}");
     let worst = (0..6 * 3).fold(0.0f32, |worst, k| {
         let at = (1 + k / 6) * 6 + k % 6;
-        worst.max((truth.parameters[at] - start.parameters[at]).abs())
+        worst.max((parameters(&truth)[at] - parameters(&start)[at]).abs())
     });
     // From up to 1 mm off; what is left is the end of Adam's steps.
     assert!(worst < 0.02, "{worst} mm");

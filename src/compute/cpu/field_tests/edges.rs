@@ -59,7 +59,7 @@ fn nothing_comes_of_no_rays_no_gradient_and_rays_that_miss() {
     let (field, geometry) = (owned.parameters(), awkward(1));
     let mut tables = vec![0.0; owned.tables.len()];
     let mut network = vec![0.0; owned.network.len()];
-    let mut gradients = FieldGradients { tables: &mut tables, network: &mut network };
+    let mut gradients = HostFieldGradients { tables: &mut tables, network: &mut network };
     let none = FieldRays { geometry: &geometry, pixels: &[], samples: 8, jitter: None };
     cpu.field_project(&none, &field, &mut []).unwrap();
     cpu.field_project_backward(&none, &field, &[], &mut gradients).unwrap();
@@ -132,7 +132,7 @@ fn values_that_no_result_can_come_from_are_refused_by_name() {
     let field = good.parameters();
     let mut tables = vec![0.0; good.tables.len()];
     let mut network = vec![0.0; good.network.len()];
-    let mut gradients = FieldGradients { tables: &mut tables, network: &mut network };
+    let mut gradients = HostFieldGradients { tables: &mut tables, network: &mut network };
     let mut by_volume = vec![0.0; grid.len()];
     by_volume[11] = f32::NEG_INFINITY;
     let error = cpu.field_voxelise_backward(&grid, &field, None, &by_volume, &mut gradients).unwrap_err();

@@ -114,7 +114,7 @@ fn gradients_are_added_and_levels_of_weight_zero_get_none() {
     // A second call adds the same again.
     let [mut tables, mut network] = results.by_volume.clone();
     let weights: Vec<f32> = (0..grid.len()).map(|k| weight(k) as f32).collect();
-    let mut gradients = FieldGradients { tables: &mut tables, network: &mut network };
+    let mut gradients = HostFieldGradients { tables: &mut tables, network: &mut network };
     cpu.field_voxelise_backward(&grid, &owned.parameters(), JITTER, &weights, &mut gradients).unwrap();
     for (twice, once) in [(&tables, &results.by_volume[0]), (&network, &results.by_volume[1])] {
         let largest = once.iter().fold(0.0f32, |m, x| m.max(x.abs()));

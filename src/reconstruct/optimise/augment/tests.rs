@@ -6,7 +6,6 @@ use glam::DVec3;
 
 use super::super::{Budget, Method, OptimiseSettings, Outcome, Recipe, ScanViews, Unexplained};
 use super::*;
-use crate::compute::Compute;
 use crate::compute::cpu::CpuCompute;
 use crate::geometry::{CircularOrbit, Detector, ScanGeometry};
 use crate::reconstruct::Unobserved;
@@ -92,16 +91,16 @@ fn run_with(augment: Option<AugmentSettings>, repairer: Fixed, threads: usize) -
     let recipe = Recipe::new(&geometry, &grid, &settings, method).unwrap();
     let mut compute = CpuCompute::new(threads).unwrap();
     recipe.prepare(&mut compute).unwrap();
-    let mut optimiser = recipe.optimiser().unwrap();
+    let mut optimiser = recipe.optimiser(&compute).unwrap();
     let seen = Arc::clone(&repairer.seen);
-    optimiser.repair_with(Box::new(repairer)).unwrap();
+    optimiser.repair_with(&compute, Box::new(repairer)).unwrap();
     let measured: Vec<f32> = phantom().line_integrals(&geometry).into_iter().collect();
-    optimiser.load_views(&ScanViews::whole(&measured)).unwrap();
+    optimiser.load_views(&compute, &ScanViews::whole(&measured)).unwrap();
     optimiser.begin(&compute, None, &Unobserved).unwrap();
     let outcome = optimiser.run(&compute, Budget::Iterations(ITERATIONS), &mut Unobserved).unwrap();
     let repairs = optimiser.repairs().copied();
     let seen = seen.lock().unwrap().clone();
-    Run { volume: optimiser.into_volume(), outcome, repairs, seen }
+    Run { volume: optimiser.into_volume(&compute).unwrap(), outcome, repairs, seen }
 }
 
 fn error(volume: &[f32]) -> f64 {
@@ -129,10 +128,9 @@ fn a_repairer_that_looks_is_shown_what_the_scan_says_and_the_volume_does_not() {
     // Looking changes nothing of the run: the gradient's memory that it borrows is made anew.
     assert_eq!(volume.volume, shown.volume);
     let measured: Vec<f32> = phantom().line_integrals(&geometry()).into_iter().collect();
-    let mut alone = Unexplained::new(&geometry(), &grid(), &OptimiseSettings::default()).unwrap();
     let mut compute = CpuCompute::new(2).unwrap();
-    compute.prepare(&alone.plan().workload()).unwrap();
-    alone.load(&ScanViews::whole(&measured)).unwrap();
+    let mut alone = Unexplained::new(&mut compute, &geometry(), &grid(), &OptimiseSettings::default()).unwrap();
+    alone.load(&compute, &ScanViews::whole(&measured)).unwrap();
     assert_eq!(shown.seen[0], alone.of(&compute, &volume.seen[0]).unwrap());
 }
 
@@ -175,13 +173,16 @@ fn an_early_start_is_not_repaired_and_its_iterations_count_in_the_plan() {
     let recipe = Recipe::new(&geometry, &grid, &settings, Method::Field(FieldPlan::for_grid(&grid, 1))).unwrap();
     let mut compute = CpuCompute::new(1).unwrap();
     recipe.prepare(&mut compute).unwrap();
-    let mut optimiser = recipe.optimiser().unwrap();
+    let mut optimiser = recipe.optimiser(&compute).unwrap();
     let seen: Arc<Mutex<Vec<Vec<f32>>>> = Arc::default();
     optimiser
-        .repair_with(Box::new(Fixed { truth: Some(truth()), fails: None, looks: false, seen: Arc::clone(&seen) }))
+        .repair_with(
+            &compute,
+            Box::new(Fixed { truth: Some(truth()), fails: None, looks: false, seen: Arc::clone(&seen) }),
+        )
         .unwrap();
     let measured: Vec<f32> = phantom().line_integrals(&geometry).into_iter().collect();
-    optimiser.load_views(&ScanViews::whole(&measured)).unwrap();
+    optimiser.load_views(&compute, &ScanViews::whole(&measured)).unwrap();
     optimiser.begin(&compute, None, &Unobserved).unwrap();
     // Of 12 iterations 4 come early: the repair that is due after 3 is made after 4, the others after 6 and 9 as ever.
     optimiser.start_early(&compute, 4, &mut Unobserved).unwrap();

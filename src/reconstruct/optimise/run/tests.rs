@@ -11,7 +11,7 @@ use super::*;
 use crate::compute::cpu::CpuCompute;
 use crate::compute::experts::ExpertsCompute;
 use crate::compute::losses::LossCompute;
-use crate::compute::{Compute, ComputeError};
+use crate::compute::{Compute, ComputeError, Values, ValuesMut};
 use crate::geometry::{CircularOrbit, Detector, ScanGeometry, VolumeGrid};
 use crate::reconstruct::Unobserved;
 use crate::represent::RepresentError;
@@ -52,11 +52,11 @@ fn recipe(geometry: &ScanGeometry, views_per_iteration: usize, approach_iteratio
 fn run(recipe: &Recipe, scan: &ScanViews<'_>, iterations: usize) -> (Vec<f32>, Outcome) {
     let mut compute = CpuCompute::new(2).unwrap();
     recipe.prepare(&mut compute).unwrap();
-    let mut optimiser = recipe.optimiser().unwrap();
-    optimiser.load_views(scan).unwrap();
+    let mut optimiser = recipe.optimiser(&compute).unwrap();
+    optimiser.load_views(&compute, scan).unwrap();
     optimiser.begin(&compute, None, &Unobserved).unwrap();
     let outcome = optimiser.run(&compute, Budget::Iterations(iterations), &mut Unobserved).unwrap();
-    (optimiser.into_volume(), outcome)
+    (optimiser.into_volume(&compute).unwrap(), outcome)
 }
 
 #[test]
@@ -106,11 +106,11 @@ fn the_number_of_threads_changes_no_bit() {
     let volume = |threads| {
         let mut compute = CpuCompute::new(threads).unwrap();
         recipe.prepare(&mut compute).unwrap();
-        let mut optimiser = recipe.optimiser().unwrap();
-        optimiser.load(&measured).unwrap();
+        let mut optimiser = recipe.optimiser(&compute).unwrap();
+        optimiser.load(&compute, &measured).unwrap();
         optimiser.begin(&compute, None, &Unobserved).unwrap();
         optimiser.run(&compute, Budget::Iterations(7), &mut Unobserved).unwrap();
-        optimiser.into_volume()
+        optimiser.into_volume(&compute).unwrap()
     };
     assert_eq!(volume(1), volume(3));
 }
@@ -148,8 +148,8 @@ fn a_run_may_be_left_at_any_operation_and_leaves_a_volume_whose_residual_was_in_
     let recipe = recipe(&geometry, VIEWS, 0);
     let mut compute = CpuCompute::new(1).unwrap();
     recipe.prepare(&mut compute).unwrap();
-    let mut optimiser = recipe.optimiser().unwrap();
-    optimiser.load(&measured).unwrap();
+    let mut optimiser = recipe.optimiser(&compute).unwrap();
+    optimiser.load(&compute, &measured).unwrap();
     let start: Vec<f32> = vec![0.01; grid().len()];
     let mut undisturbed = Impatient::new(usize::MAX);
     optimiser.begin(&compute, Some(&start), &Unobserved).unwrap();
@@ -163,12 +163,12 @@ fn a_run_may_be_left_at_any_operation_and_leaves_a_volume_whose_residual_was_in_
         assert_eq!(observer.shown, undisturbed.shown[..2], "the run before left nothing behind");
         // Until the third iteration has its gradient, nothing is known of the volume after two of them.
         assert_eq!(outcome.of_iteration, 1, "{patience}");
-        assert_eq!(optimiser.volume(), undisturbed.shown[0], "{patience}");
+        assert_eq!(optimiser.volume(&compute).unwrap(), undisturbed.shown[0], "{patience}");
     }
     // Before the first iteration the start stands.
     optimiser.begin(&compute, Some(&start), &Unobserved).unwrap();
     let outcome = optimiser.run(&compute, Budget::Iterations(4), &mut Impatient::new(0)).unwrap();
-    assert_eq!((outcome.of_iteration, optimiser.volume()), (0, &*start));
+    assert_eq!((outcome.of_iteration, optimiser.volume(&compute).unwrap()), (0, &*start));
 }
 
 /// A volume of one value, which goes wrong at a step.
@@ -195,21 +195,21 @@ impl Representation for Wild {
     }
     fn voxelise(
         &self,
-        _: &dyn Operations,
+        compute: &dyn Operations,
         _: &VolumeGrid,
         _: Option<u64>,
-        volume: &mut [f32],
+        volume: ValuesMut<'_>,
     ) -> Result<(), ComputeError> {
         self.voxelised.fetch_add(1, Ordering::Relaxed);
-        volume.fill(if self.steps >= self.wrong_at { self.wrong } else { 0.001 * self.steps as f32 });
-        Ok(())
+        let value = if self.steps >= self.wrong_at { self.wrong } else { 0.001 * self.steps as f32 };
+        compute.fill(value, volume)
     }
     fn voxelise_backward(
         &mut self,
         _: &dyn Operations,
         _: &VolumeGrid,
         _: Option<u64>,
-        _: &[f32],
+        _: Values<'_>,
     ) -> Result<(), ComputeError> {
         Ok(())
     }
@@ -232,23 +232,23 @@ fn a_run_that_diverges_ends_with_its_last_good_volume() {
     // No number, and a number far above an empty volume's residual; found by the loss, or by whoever wants to see the volume.
     for (wrong, wants_volumes) in [(f32::NAN, false), (1e3, false), (f32::INFINITY, true)] {
         let wild = Wild { steps: 0, wrong_at: 3, wrong, voxelised: Arc::default() };
-        let mut optimiser = Optimiser::new(Arc::clone(&plan), Box::new(wild)).unwrap();
-        optimiser.load(&measured).unwrap();
+        let mut optimiser = Optimiser::new(&compute, Arc::clone(&plan), Box::new(wild)).unwrap();
+        optimiser.load(&compute, &measured).unwrap();
         optimiser.begin(&compute, None, &Unobserved).unwrap();
         let mut watching = Impatient::new(usize::MAX);
         let observer: &mut dyn Observer = if wants_volumes { &mut watching } else { &mut Unobserved };
         let outcome = optimiser.run(&compute, Budget::Iterations(50), observer).unwrap();
         assert_eq!((outcome.stopped, outcome.of_iteration), (StopReason::Diverged, 2), "{wrong}");
-        assert!(optimiser.volume().iter().all(|value| *value == 0.002), "{wrong}");
+        assert!(optimiser.volume(&compute).unwrap().iter().all(|value| *value == 0.002), "{wrong}");
     }
     // Only the volume after the last step is wrong.
     let wild = Wild { steps: 0, wrong_at: 4, wrong: f32::NAN, voxelised: Arc::default() };
-    let mut optimiser = Optimiser::new(plan, Box::new(wild)).unwrap();
-    optimiser.load(&measured).unwrap();
+    let mut optimiser = Optimiser::new(&compute, plan, Box::new(wild)).unwrap();
+    optimiser.load(&compute, &measured).unwrap();
     optimiser.begin(&compute, None, &Unobserved).unwrap();
     let outcome = optimiser.run(&compute, Budget::Iterations(4), &mut Unobserved).unwrap();
     assert_eq!((outcome.stopped, outcome.of_iteration), (StopReason::Diverged, 3));
-    assert!(optimiser.volume().iter().all(|value| *value == 0.003));
+    assert!(optimiser.volume(&compute).unwrap().iter().all(|value| *value == 0.003));
 }
 
 #[test]
