@@ -91,7 +91,8 @@ impl Row {
         let mut volume = vec![0.0_f32; grid.len()];
         let image = vec![0.5_f32; pixels];
         let columns = vec![1.0_f32; views * geometry.detector.columns];
-        let weights = ProjectionWeights { detector: geometry.detector, pad: [0, 0], image: &image[..], columns: &columns };
+        let weights =
+            ProjectionWeights { detector: geometry.detector, pad: [0, 0], image: &image[..], columns: &columns };
         let filter = diffnr::compute::cpu::ramp_filter::RampFilter::new(
             geometry.detector.columns,
             diffnr::compute::cpu::ramp_filter::Window::RamLak,

@@ -10,11 +10,12 @@
 //! operation needs of a geometry is uploaded once, when it is planned ([`ScanTable`], [`FilterTable`]). An operation allocates nothing on the heap; how a launcher launches is its own matter
 //! (the executor, for tests, does).
 //!
-//! This is the layer below [`super::Compute`]: nothing of the runtime uses it yet.
+//! [`CudaCompute`] makes these functions the carrier that the runtime asks for.
 
 mod adam_step;
 mod back_project_fdk;
 mod back_project_matched;
+mod carrier;
 mod executor;
 mod experts;
 mod filter_rows;
@@ -24,7 +25,9 @@ mod loss_image;
 mod loss_volume;
 mod loss_window;
 mod memory;
+mod operations;
 mod sart;
+mod scan_cache;
 mod scan_table;
 mod sum;
 mod total_variation;
@@ -35,6 +38,7 @@ mod weight_projections;
 pub use adam_step::adam_step;
 pub use back_project_fdk::back_project_fdk;
 pub use back_project_matched::back_project_matched;
+pub use carrier::CudaCompute;
 pub use executor::{Executor, Turns};
 pub use experts::{ExpertsTable, add_experts_gradient};
 pub use filter_rows::{FilterTable, filter_rows};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use diffnr::compute::cuda::{Executor, Launcher, Turns};
+use diffnr::compute::cuda::{CudaCompute, Executor, Launcher, Turns};
 
 /// Device memory of a test.
 const ARENA_BYTES: usize = 8 << 20;
@@ -21,12 +21,25 @@ pub(crate) struct Carrier {
 impl Carrier {
     /// What `work` returns on every variant, which must be the same bits.
     pub(crate) fn run(&self, work: impl Fn(&dyn Launcher) -> Vec<Vec<f32>>) -> Vec<Vec<f32>> {
-        let mut results = self.variants.iter().map(|make| {
+        self.same_bits(self.variants.iter().map(|make| {
             let launcher = make();
             let result = work(launcher.as_ref());
             launcher.synchronize().unwrap();
             result
-        });
+        }))
+    }
+
+    /// The same of the whole carrier of the runtime.
+    pub(crate) fn run_whole(&self, work: impl Fn(&mut CudaCompute) -> Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+        self.same_bits(self.variants.iter().map(|make| {
+            let mut compute = CudaCompute::new(make());
+            let result = work(&mut compute);
+            compute.synchronize().unwrap();
+            result
+        }))
+    }
+
+    fn same_bits(&self, mut results: impl Iterator<Item = Vec<Vec<f32>>>) -> Vec<Vec<f32>> {
         let first = results.next().unwrap();
         let bits = |buffers: &[Vec<f32>]| -> Vec<Vec<u32>> {
             buffers.iter().map(|buffer| buffer.iter().map(|value| value.to_bits()).collect()).collect()

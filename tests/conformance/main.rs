@@ -17,3 +17,4 @@ mod refusals;
 mod scans;
 mod total_variation;
 mod values;
+mod whole;

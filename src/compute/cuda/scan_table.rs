@@ -51,6 +51,11 @@ pub struct ViewRecord {
 }
 
 impl ViewRecord {
+    /// Of each view.
+    pub(super) fn of(geometry: &ScanGeometry, grid: &VolumeGrid) -> impl Iterator<Item = Self> {
+        geometry.views.iter().map(|pose| Self::new(pose, geometry.detector, grid))
+    }
+
     fn new(pose: &ViewPose, detector: Detector, grid: &VolumeGrid) -> Self {
         let middle = |count: usize| 0.5 * (count as f64 - 1.0);
         let (middle_u, middle_v) = (middle(detector.columns), middle(detector.rows));
@@ -90,8 +95,16 @@ impl ScanTable {
     /// # Errors
     /// [`ComputeError::Setting`] where a count is too large for kernels, [`ComputeError::Device`] where the memory is not to be had.
     pub fn upload(launcher: &dyn Launcher, geometry: &ScanGeometry, grid: &VolumeGrid) -> Result<Self, ComputeError> {
-        let records: Vec<ViewRecord> =
-            geometry.views.iter().map(|pose| ViewRecord::new(pose, geometry.detector, grid)).collect();
+        let records: Vec<ViewRecord> = ViewRecord::of(geometry, grid).collect();
+        Self::over(DeviceSlice::upload(launcher, &records)?, geometry, grid)
+    }
+
+    /// Of records that are on the device already.
+    pub(super) fn over(
+        records: DeviceSlice<ViewRecord>,
+        geometry: &ScanGeometry,
+        grid: &VolumeGrid,
+    ) -> Result<Self, ComputeError> {
         let [x, y, z] = grid.voxels;
         let argument = ScanArgument {
             voxels: [
@@ -101,10 +114,9 @@ impl ScanTable {
             ],
             columns: count(OPERATION, "columns", geometry.detector.columns)?,
             rows: count(OPERATION, "rows", geometry.detector.rows)?,
-            views: count(OPERATION, "views", records.len())?,
+            views: count(OPERATION, "views", geometry.views.len())?,
             voxel_mm: grid.voxel_mm.to_array().map(|edge| edge as f32),
         };
-        let records = DeviceSlice::upload(launcher, &records)?;
         Ok(Self { argument, records, detector: geometry.detector, voxels: grid.voxels })
     }
 
