@@ -5,6 +5,7 @@
 #include "../back_project_fdk.cu"
 #include "../back_project_matched.cu"
 #include "../experts.cu"
+#include "../field_voxelise.cu"
 #include "../filter_rows.cu"
 #include "../forward_project.cu"
 #include "../loss_image.cu"

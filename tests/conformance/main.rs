@@ -9,6 +9,8 @@ mod carriers;
 mod elementwise;
 mod experts;
 mod fdk;
+mod fields;
+mod field_voxels;
 mod losses;
 mod optimisation;
 mod prebuilt;
