@@ -13,7 +13,7 @@
 // Order: a voxel hangs on nothing but its own point.
 #include "field_rows.cuh"
 
-extern "C" __global__ void __launch_bounds__(field::THREADS)
+extern "C" __global__ void __launch_bounds__(field::THREADS, 6)
     field_voxelise(field::Field field, field::Grid grid, const field::LevelRecord* __restrict__ levels,
                    const float* __restrict__ tables, const float* __restrict__ network, float* __restrict__ volume) {
     __shared__ field::RowShared shared;

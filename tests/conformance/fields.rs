@@ -7,7 +7,7 @@ use diffnr::geometry::VolumeGrid;
 use glam::DVec3;
 use proptest::prelude::*;
 
-use crate::values::{signed, upload};
+use crate::values::{assert_close, signed, upload};
 
 pub(crate) const JITTER: Option<FieldJitter> =
     Some(FieldJitter { seed: 0x1234_5678_9abc_def0, iteration: 0x0fed_cba9_8765_4321 });
@@ -106,11 +106,17 @@ pub(crate) fn shapes() -> Vec<(&'static str, FieldShape)> {
         ("driven", driven(37)),
         ("one level, three tiles", FieldShape { levels: 1, hidden_layers: 1, width: 48, ..small() }),
         // 64 points a batch.
-        ("three hidden layers", FieldShape { levels: 4, features: 4, width: 32, hidden_layers: 3, leak: 0.0, ..small() }),
+        (
+            "three hidden layers",
+            FieldShape { levels: 4, features: 4, width: 32, hidden_layers: 3, leak: 0.0, ..small() },
+        ),
         // 32 points a batch; all levels hashed, into sixteen entries.
         ("eight features", FieldShape { levels: 9, features: 8, width: 64, log2_table: 4, ..small() }),
         // 8 to 4000 cells: the last levels hold two nodes a point.
-        ("nodes far closer than voxels", FieldShape { levels: 6, coarsest_cells: 8, growth: 3.47, log2_table: 12, ..small() }),
+        (
+            "nodes far closer than voxels",
+            FieldShape { levels: 6, coarsest_cells: 8, growth: 3.47, log2_table: 12, ..small() },
+        ),
         // The network is not staged.
         ("two wide layers", FieldShape { levels: 3, features: 2, width: 96, hidden_layers: 2, ..small() }),
         ("one cell", FieldShape { levels: 1, coarsest_cells: 1, hidden_layers: 1, ..small() }),
@@ -128,15 +134,51 @@ pub(crate) fn any_shape() -> impl Strategy<Value = FieldShape> {
         (1usize..6, prop::sample::select(vec![2usize, 4, 8]), 1usize..12, 1.0..2.5f64, 4u32..12),
         (1usize..4, 1usize..4, prop::sample::select(vec![0.0f32, 0.01, 0.5])),
     )
-        .prop_map(|((levels, features, coarsest_cells, growth, log2_table), (width, hidden_layers, leak))| FieldShape {
-            levels,
-            features,
-            coarsest_cells,
-            growth,
-            log2_table,
-            width: 16 * width,
-            hidden_layers,
-            leak,
-            density_unit_per_mm: 0.02,
+        .prop_map(|((levels, features, coarsest_cells, growth, log2_table), (width, hidden_layers, leak))| {
+            FieldShape {
+                levels,
+                features,
+                coarsest_cells,
+                growth,
+                log2_table,
+                width: 16 * width,
+                hidden_layers,
+                leak,
+                density_unit_per_mm: 0.02,
+            }
         })
+}
+
+/// Of the largest gradient by the tables or the network. Sums over up to some ten thousand points of either sign, in another order, and units that
+/// rounding puts on the other side of their kink.
+const GRADIENTS: f32 = 2e-5;
+
+/// Gradients by tables and network, added to what stood there, are the expected ones. Level by level: they differ in size.
+pub(crate) fn assert_gradients(
+    what: &str,
+    owned: &Owned,
+    start: &[Vec<f32>; 2],
+    given: &[Vec<f32>],
+    expected: &[Vec<f32>; 2],
+) {
+    let features = owned.layout.shape().features;
+    for (index, level) in owned.layout.levels().iter().enumerate() {
+        let part = level.first..level.first + features * level.entries;
+        if owned.weights[index] == 0.0 {
+            assert_eq!(given[0][part.clone()], start[0][part], "{what}: level {index} is left out");
+        } else {
+            assert_close(&format!("{what}, level {index}"), GRADIENTS, &given[0][part.clone()], &expected[0][part]);
+        }
+    }
+    for index in 0..=owned.layout.shape().hidden_layers {
+        let layer = owned.layout.layer(index);
+        let part = layer.first..layer.biases() + layer.outputs;
+        assert_close(&format!("{what}, layer {index}"), GRADIENTS, &given[1][part.clone()], &expected[1][part]);
+    }
+}
+
+/// What gradients are added to: small, so that it does not hide them.
+pub(crate) fn start(owned: &Owned) -> [Vec<f32>; 2] {
+    [(owned.tables.len(), 8), (owned.network.len(), 9)]
+        .map(|(len, seed)| signed(len, seed).into_iter().map(|value| 1e-3 * value).collect())
 }

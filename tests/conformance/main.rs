@@ -10,6 +10,7 @@ mod elementwise;
 mod experts;
 mod fdk;
 mod fields;
+mod field_rays;
 mod field_voxels;
 mod losses;
 mod optimisation;

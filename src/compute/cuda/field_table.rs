@@ -96,11 +96,7 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Where only values are wanted (two hidden layers then take turns), or gradients as well.
-    pub(super) fn new(
-        operation: &'static str,
-        shape: &FieldShape,
-        gradients: bool,
-    ) -> Result<Self, ComputeError> {
+    pub(super) fn new(operation: &'static str, shape: &FieldShape, gradients: bool) -> Result<Self, ComputeError> {
         shape.check()?;
         let kept = if gradients { shape.hidden_layers } else { shape.hidden_layers.min(2) };
         let rows = shape.inputs() + kept * shape.width;
@@ -121,6 +117,16 @@ impl Batch {
             });
         }
         Ok(Self { points, staged, sums_staged, shared_bytes: batch + sums + floats(staged) })
+    }
+
+    /// Batches of a grid of so many voxels along x, y, z: 32 of a row in each warp.
+    pub(super) fn of_voxels(&self, [x, y, z]: [usize; 3]) -> usize {
+        (x * y * z.div_ceil(32)).div_ceil(self.points / 32)
+    }
+
+    /// Batches of so many rays: one in each warp.
+    pub(super) fn of_rays(&self, rays: usize) -> usize {
+        rays.div_ceil(self.points / 32)
     }
 }
 

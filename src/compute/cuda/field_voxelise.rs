@@ -58,11 +58,6 @@ impl GridArgument {
     }
 }
 
-/// Batches of a grid.
-pub(super) fn batches([x, y, z]: [usize; 3], batch: &Batch) -> usize {
-    (x * y * z.div_ceil(32)).div_ceil(batch.points / 32)
-}
-
 /// See [`crate::compute::field::FieldCompute::field_voxelise`].
 ///
 /// # Errors
@@ -83,7 +78,7 @@ pub fn field_voxelise(
     let layout = field.table.layout();
     let batch = Batch::new(OPERATION, layout.shape(), false)?;
     let shape = LaunchShape {
-        grid: [batches(grid.voxels, &batch).min(MOST_BLOCKS) as u32, 1, 1],
+        grid: [batch.of_voxels(grid.voxels).min(MOST_BLOCKS) as u32, 1, 1],
         block: [THREADS as u32, 1, 1],
         shared_bytes: batch.shared_bytes as u32,
     };

@@ -62,6 +62,11 @@ impl DeviceSum {
         unsafe { launcher.launch("sum_partials", shape, &arguments) }
     }
 
+    /// Where the sum is left, for kernels that go on with it.
+    pub(super) fn total(&self) -> DeviceSlice<f64> {
+        self.total
+    }
+
     /// The sum that the last operation left, after it has ended.
     ///
     /// # Errors
