@@ -121,6 +121,16 @@ inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float a) { return 1.0f / a; }
 inline float __fsqrt_rn(float a) { return sqrtf(a); }
 inline float rsqrtf(float a) { return 1.0f / sqrtf(a); }
+inline int __float_as_int(float a) {
+    int bits;
+    memcpy(&bits, &a, sizeof bits);
+    return bits;
+}
+inline float __int_as_float(int bits) {
+    float a;
+    memcpy(&a, &bits, sizeof a);
+    return a;
+}
 inline int __float2int_rd(float a) { return int(floorf(a)); }
 inline void sincospif(float x, float* sine, float* cosine) {
     // The whole turns go first, exactly, as on the device.

@@ -12,6 +12,7 @@ mod fdk;
 mod fields;
 mod field_rays;
 mod field_voxels;
+mod gaussians;
 mod losses;
 mod optimisation;
 mod prebuilt;

@@ -1,0 +1,126 @@
+// One Gaussian on the voxel grid: shared by the voxeliser and its gradient.
+//
+// Offsets (x, y, z) from the centre are counted in voxels. The precision is taken apart from z to x, so that the squared distance is a sum of
+// squares, y = kx x^2 + ky (y - my x)^2 + kz (z - zx x - zy y)^2, times Y_OF_Q: no cancellation for needles.
+#pragma once
+
+#include "gaussian_lists.cuh"
+#include "gaussian_shape.cuh"
+
+namespace gaussians {
+
+// Voxels of a tile along x, y, z.
+constexpr int TILE_X = 8, TILE_Y = 8, TILE_Z = 16;
+
+// `GridArgument` of src/compute/cuda/gaussian_voxelise.rs is the same. `origin` is the centre of voxel (0, 0, 0).
+struct Grid {
+    int voxels_x, voxels_y, voxels_z, padding;
+    Vector origin_mm, voxel_mm;
+
+    __device__ __forceinline__ int tiles_y() const { return (voxels_y + TILE_Y - 1) / TILE_Y; }
+    __device__ __forceinline__ int tiles_z() const { return (voxels_z + TILE_Z - 1) / TILE_Z; }
+    __device__ __forceinline__ int tile(int x, int y, int z) const { return (x * tiles_y() + y) * tiles_z() + z; }
+};
+
+// What the inner loops need of a Gaussian on a grid; 64 bytes. The centre lies `fraction` behind a voxel; no voxel farther off than `reach` along
+// an axis is within the cut-off. A reach_z below 0: no voxel of the grid is.
+struct alignas(16) VoxelFootprint {
+    float kx, ky, kz, amplitude;
+    float my, zx, zy, reach_x;
+    int voxel_x, voxel_y, voxel_z;
+    float reach_y;
+    float fraction_x, fraction_y, fraction_z, reach_z;
+};
+
+__device__ __forceinline__ VoxelFootprint load_footprint(const float4* records, long long i) {
+    float4 a = records[4 * i], b = records[4 * i + 1], c = records[4 * i + 2], d = records[4 * i + 3];
+    VoxelFootprint f;
+    f.kx = a.x, f.ky = a.y, f.kz = a.z, f.amplitude = a.w;
+    f.my = b.x, f.zx = b.y, f.zy = b.z, f.reach_x = b.w;
+    f.voxel_x = __float_as_int(c.x), f.voxel_y = __float_as_int(c.y), f.voxel_z = __float_as_int(c.z), f.reach_y = c.w;
+    f.fraction_x = d.x, f.fraction_y = d.y, f.fraction_z = d.z, f.reach_z = d.w;
+    return f;
+}
+
+__device__ __forceinline__ void store_footprint(float4* records, long long i, const VoxelFootprint& f) {
+    records[4 * i] = make_float4(f.kx, f.ky, f.kz, f.amplitude);
+    records[4 * i + 1] = make_float4(f.my, f.zx, f.zy, f.reach_x);
+    records[4 * i + 2] = make_float4(__int_as_float(f.voxel_x), __int_as_float(f.voxel_y), __int_as_float(f.voxel_z), f.reach_y);
+    records[4 * i + 3] = make_float4(f.fraction_x, f.fraction_y, f.fraction_z, f.reach_z);
+}
+
+// The float64 side of a footprint.
+struct Placed {
+    double my, zx, zy;
+};
+
+__device__ __forceinline__ Placed placed(const Vector& step, const Shape& shape) {
+    const Symmetric &s = shape.covariance, &p = shape.precision;
+    double per_zz = 1.0 / (p.zz * step.z);
+    return {s.xy * step.x / (s.xx * step.y), -p.xz * step.x * per_zz, -p.yz * step.y * per_zz};
+}
+
+// How a grid holds a Gaussian.
+__device__ __forceinline__ VoxelFootprint place(const Grid& grid, const Shape& shape) {
+    VoxelFootprint f = {};
+    f.reach_z = -1.0f;
+    Vector step = grid.voxel_mm, from = shape.centre - grid.origin_mm;
+    Vector centre = {from.x / step.x, from.y / step.y, from.z / step.z};
+    const Symmetric &s = shape.covariance, &p = shape.precision;
+    Vector reach = {sqrt(CUTOFF * s.xx) / step.x, sqrt(CUTOFF * s.yy) / step.y, sqrt(CUTOFF * s.zz) / step.z};
+    // Beyond 1e6 voxels float32 would have no digits left.
+    bool held = fabs(centre.x) <= 1e6 && fabs(centre.y) <= 1e6 && fabs(centre.z) <= 1e6;
+    held = held && centre.x + reach.x >= 0.0 && centre.x - reach.x <= double(grid.voxels_x - 1);
+    held = held && centre.y + reach.y >= 0.0 && centre.y - reach.y <= double(grid.voxels_y - 1);
+    held = held && centre.z + reach.z >= 0.0 && centre.z - reach.z <= double(grid.voxels_z - 1);
+    if (!held) return f;
+    double sxx = s.xx / (step.x * step.x), pzz = p.zz * step.z * step.z;
+    // The product of the three pivots is the determinant. All factors are positive: nothing is lost.
+    double edge = shape.volume / (step.x * step.y * step.z);
+    double syy = edge * edge * pzz / sxx;
+    Placed shear = placed(step, shape);
+    f.amplitude = float(shape.amplitude);
+    f.kx = float(Y_OF_Q / sxx), f.ky = float(Y_OF_Q / syy), f.kz = float(Y_OF_Q * pzz);
+    f.my = float(shear.my), f.zx = float(shear.zx), f.zy = float(shear.zy);
+    Vector voxel = {rint(centre.x), rint(centre.y), rint(centre.z)};
+    f.voxel_x = int(voxel.x), f.voxel_y = int(voxel.y), f.voxel_z = int(voxel.z);
+    f.fraction_x = float(centre.x - voxel.x), f.fraction_y = float(centre.y - voxel.y), f.fraction_z = float(centre.z - voxel.z);
+    f.reach_x = float(reach.x), f.reach_y = float(reach.y), f.reach_z = float(reach.z);
+    return f;
+}
+
+// Whether a box of voxels may hold one within the cut-off: (x, y, z) from the centre to the box's middle, and half its edges. Each of the three
+// squares is taken at its least, so that a box that is touched is never left out.
+__device__ __forceinline__ bool touches(const VoxelFootprint& f, float x, float y, float z, float half_x, float half_y, float half_z) {
+    float along_x = fmaxf(fabsf(x) - half_x, 0.0f);
+    float along_e = fmaxf(fabsf(y - f.my * x) - (half_y + fabsf(f.my) * half_x), 0.0f);
+    float along_f = fmaxf(fabsf(z - f.zx * x - f.zy * y) - (half_z + fabsf(f.zx) * half_x + fabsf(f.zy) * half_y), 0.0f);
+    float least = f.kx * along_x * along_x + f.ky * along_e * along_e + f.kz * along_f * along_f;
+    bool near = fabsf(x) - half_x <= f.reach_x + 1e-3f && fabsf(y) - half_y <= f.reach_y + 1e-3f && fabsf(z) - half_z <= f.reach_z + 1e-3f;
+    return near && least <= 1.001f * Y_CUTOFF;
+}
+
+// Tiles that a Gaussian's reach meets; none where it has no voxel, or no density.
+__device__ __forceinline__ gaussian_lists::Box box_of(const Grid& grid, const VoxelFootprint& f) {
+    using namespace gaussian_lists;
+    Box box = {};
+    if (!(f.reach_z >= 0.0f) || f.amplitude == 0.0f) return box;
+    tiles_along(whole_within(f.voxel_x, f.fraction_x, f.reach_x), grid.voxels_x, TILE_X, box.x, box.count_x);
+    tiles_along(whole_within(f.voxel_y, f.fraction_y, f.reach_y), grid.voxels_y, TILE_Y, box.y, box.count_y);
+    tiles_along(whole_within(f.voxel_z, f.fraction_z, f.reach_z), grid.voxels_z, TILE_Z, box.z, box.count_z);
+    return box;
+}
+
+// Calls f(tile) for those tiles that the Gaussian may touch and that fall to this one of the threads that share it.
+template <class F>
+__device__ __forceinline__ void for_touched(const Grid& grid, const VoxelFootprint& footprint, F&& f) {
+    const VoxelFootprint& g = footprint;
+    gaussian_lists::for_tiles(box_of(grid, g), [&](int x, int y, int z) {
+        float dx = float(x * TILE_X - g.voxel_x) - g.fraction_x + middle(TILE_X);
+        float dy = float(y * TILE_Y - g.voxel_y) - g.fraction_y + middle(TILE_Y);
+        float dz = float(z * TILE_Z - g.voxel_z) - g.fraction_z + middle(TILE_Z);
+        if (touches(g, dx, dy, dz, middle(TILE_X), middle(TILE_Y), middle(TILE_Z))) f(grid.tile(x, y, z));
+    });
+}
+
+}  // namespace gaussians
