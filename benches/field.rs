@@ -10,10 +10,9 @@ mod floor;
 
 use std::time::Instant;
 
+use diffnr::compute::Operations;
 use diffnr::compute::cpu::{CpuCompute, SimdLevel};
-use diffnr::compute::field::{
-    FieldCompute, FieldJitter, FieldRays, FieldShape, FieldWorkload, HostFieldGradients, RayPixel,
-};
+use diffnr::compute::field::{FieldCompute as _, FieldJitter, FieldRays, FieldShape, FieldWorkload, RayPixel};
 use diffnr::geometry::{CircularOrbit, Detector, VolumeGrid};
 use diffnr::represent::field::draw::draw_rays;
 use diffnr::represent::field::{Field, FieldRates};
@@ -67,8 +66,10 @@ impl Case {
         let floor = Floor::measure(simd, threads);
         let grid = VolumeGrid::over_box([*voxels; 3], DVec3::splat(256.0), DVec3::ZERO);
         let mut cpu = CpuCompute::with_simd(threads, simd).unwrap();
-        cpu.prepare_field(&FieldWorkload { shape: *shape, voxels: grid.voxels }).unwrap();
-        let mut field = Field::new(&cpu, shape, &grid).unwrap();
+        cpu.prepare_field(&FieldWorkload { shape: *shape, voxels: grid.voxels, box_mm: [256.0; 3], rays: 2048 })
+            .unwrap();
+        let compute: &dyn Operations = &cpu;
+        let mut field = Field::new(compute, shape, &grid).unwrap();
         let weights = field.layout().network_len() as f64;
         let parameters = (field.layout().tables_len() + field.layout().network_len()) as f64;
         let jitter = Some(FieldJitter { seed: 1, iteration: 2 });
@@ -95,12 +96,13 @@ impl Case {
         let mut volume = vec![0.0f32; grid.len()];
         let points = grid.len() as f64;
         let [forward, backward] = encoding(shape, Some(*voxels));
-        let seconds = medians(|| cpu.field_voxelise(&grid, &field.parameters(), jitter, &mut volume).unwrap());
+        let seconds =
+            medians(|| compute.field_voxelise(&grid, &field.parameters(), jitter, (&mut volume).into()).unwrap());
         report("voxelise", seconds, points, weights + forward, 4.0 * points);
         volume.iter_mut().enumerate().for_each(|(k, by)| *by = 1e-3 * (k as f32 * 0.01).sin());
         let seconds = medians(|| {
-            let (parameters, mut gradients) = field.parameters_and_gradients();
-            cpu.field_voxelise_backward(&grid, &parameters, jitter, &volume, &mut gradients).unwrap();
+            let (parameters, gradients) = field.parameters_and_gradients();
+            compute.field_voxelise_backward(&grid, &parameters, jitter, (&volume).into(), gradients).unwrap();
         });
         report("voxelise_backward", seconds, points, 4.0 * weights + backward, 4.0 * points);
 
@@ -118,20 +120,18 @@ impl Case {
         draw_rays(&geometry, &views, FieldJitter { seed: 1, iteration: 2 }, &mut pixels);
         let rays = FieldRays { geometry: &geometry, pixels: &pixels, samples: *voxels, jitter };
         let mut integrals = vec![0.0f32; pixels.len()];
-        let seconds = medians(|| cpu.field_project(&rays, &field.parameters(), &mut integrals).unwrap());
+        let seconds = medians(|| compute.field_project(&rays, &field.parameters(), (&mut integrals).into()).unwrap());
         let hit = integrals.iter().filter(|&&integral| integral != 0.0).count() as f64;
         let points = hit * *voxels as f64;
         let [forward, backward] = encoding(shape, None);
         report("project", seconds, points, weights + forward, 0.0);
         let seconds = medians(|| {
             let (parameters, gradients) = field.parameters_and_gradients();
-            let HostFieldGradients { tables, network } = gradients;
-            let mut gradients = HostFieldGradients { tables, network };
-            cpu.field_project_backward(&rays, &parameters, &integrals, &mut gradients).unwrap();
+            compute.field_project_backward(&rays, &parameters, (&integrals).into(), gradients).unwrap();
         });
         report("project_backward", seconds, points, 4.0 * weights + backward, 0.0);
         let rates = FieldRates { tables: 1e-6, network: 1e-6, ..FieldRates::default() };
-        let seconds = medians(|| field.step(&cpu, &rates, 1).unwrap());
+        let seconds = medians(|| field.step(compute, &rates, 1).unwrap());
         report("adam_step", seconds, parameters, 12.0, 28.0 * parameters);
     }
 }

@@ -11,9 +11,7 @@ mod floor;
 use std::time::Instant;
 
 use diffnr::compute::cpu::{CpuCompute, SimdLevel};
-use diffnr::compute::gaussians::{
-    AdamStep, GaussianCompute, GaussianGradients, GaussianSet, GaussianWorkload, HostGaussians,
-};
+use diffnr::compute::gaussians::{AdamStep, GaussianCompute, GaussianGradients, GaussianSet, GaussianWorkload};
 use diffnr::geometry::{CircularOrbit, Detector, ScanGeometry, VolumeGrid};
 use floor::Floor;
 use glam::DVec3;
@@ -94,7 +92,7 @@ impl Case {
         Self { arrays, geometry, grid: VolumeGrid::over_box([voxels; 3], DVec3::splat(256.0), DVec3::ZERO) }
     }
 
-    fn set(&self) -> HostGaussians<'_> {
+    fn set(&self) -> GaussianSet<'_> {
         let [density, px, py, pz, s0, s1, s2, rw, rx, ry, rz] = self.arrays.each_ref().map(Vec::as_slice);
         GaussianSet {
             density_per_mm: density,

@@ -39,7 +39,7 @@ fn an_iteration_allocates_nothing() {
         density_unit_per_mm: 0.02,
     };
     let mut cpu = CpuCompute::new(2).unwrap();
-    cpu.prepare_field(&FieldWorkload { shape, voxels: grid.voxels }).unwrap();
+    cpu.prepare_field(&FieldWorkload { shape, voxels: grid.voxels, box_mm: [200.0; 3], rays: 300 }).unwrap();
     let mut field = Field::new(&cpu, &shape, &grid).unwrap();
     let mut work = vec![0.0; grid.len()];
     let mut pixels = vec![RayPixel::default(); 300];

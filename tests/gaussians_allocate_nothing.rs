@@ -65,12 +65,12 @@ fn an_iteration_allocates_nothing() {
             }
             gaussians.initialise_from_volume(&cpu, &grid, &volume, &settings).unwrap();
             gaussians.begin_step(&cpu, 3).unwrap();
-            let (set, gradients) = gaussians.set_and_gradients();
+            let (set, gradients) = gaussians.arrays_and_gradients();
             compute.gaussian_project(&geometry, &set, (&mut projections).into()).unwrap();
             compute.gaussian_project_backward(&geometry, &set, (&projections).into(), gradients).unwrap();
             let voxels = &mut volume[..part.len()];
             compute.gaussian_voxelise(&part, &set, voxels.into()).unwrap();
-            let (set, gradients) = gaussians.set_and_gradients();
+            let (set, gradients) = gaussians.arrays_and_gradients();
             compute.gaussian_voxelise_backward(&part, &set, (&volume[..part.len()]).into(), gradients).unwrap();
             gaussians.step(&cpu, &GaussianRates::usual(0.0, 100.0), 1).unwrap();
             let adapted = gaussians.adapt(&cpu, &grid, &rules).unwrap();

@@ -328,6 +328,10 @@ pub struct FieldWorkload {
     pub shape: FieldShape,
     /// Voxels along x, y, z of the largest grid ([1; 3] without voxels).
     pub voxels: [usize; 3],
+    /// Sides of the field's box along x, y, z in mm.
+    pub box_mm: [f64; 3],
+    /// Rays of a call at most; 0 without rays.
+    pub rays: usize,
 }
 
 /// The operations of a neural field. Implementation: [`super::cpu::CpuCompute`].

@@ -33,43 +33,38 @@ pub struct GaussianWorkload {
     pub voxels: [usize; 3],
 }
 
-/// Gaussians as the operations read them: a structure of arrays, each of the same length. `V` is what an array is: [`Values`] for the
-/// operations of any carrier, a slice on the host.
+/// Channels of a Gaussian's parameters: raw density, position x y z in mm, natural logarithm of the scales 0 1 2, rotation w x y z.
+pub const CHANNELS: usize = 11;
+
+/// Gaussians in the memory of a carrier; see [`GaussianSet`] for what the values mean. The capacity is the length of `density_per_mm`.
 #[derive(Debug, Clone, Copy)]
-pub struct GaussianSet<V> {
-    /// `rho`, attenuation at the centre in 1/mm; any sign.
+pub struct GaussianArrays<V> {
+    /// `[channel][capacity]`, [`CHANNELS`] of them; the first is what a representation makes the density of, which the operations do not read.
+    pub parameters: V,
+    /// `rho` in 1/mm, `[capacity]`.
     pub density_per_mm: V,
+    /// Gaussians there are: the first so many of each channel.
+    pub len: usize,
+    /// Standard deviation of the low pass, one for all; 0 for none.
+    pub low_pass_mm: f32,
+}
+
+/// Gaussians on the host: a structure of arrays, each of the same length.
+#[derive(Debug, Clone, Copy)]
+pub struct GaussianSet<'a> {
+    /// `rho`, attenuation at the centre in 1/mm; any sign.
+    pub density_per_mm: &'a [f32],
     /// Centre x, y, z in the world frame.
-    pub position_mm: [V; 3],
+    pub position_mm: [&'a [f32]; 3],
     /// Natural logarithm of the standard deviations in mm along the Gaussian's own axes; within ±25.
-    pub log_scale: [V; 3],
+    pub log_scale: [&'a [f32]; 3],
     /// Quaternion w, x, y, z that turns the Gaussian's own axes into the world's; need not be of unit length, must not be zero.
-    pub rotation: [V; 4],
+    pub rotation: [&'a [f32]; 4],
     /// Standard deviation of the low pass (see the module), one for all; 0 for none.
     pub low_pass_mm: f32,
 }
 
-/// Gaussians on the host.
-pub type HostGaussians<'a> = GaussianSet<&'a [f32]>;
-
-impl<V: Copy> GaussianSet<V> {
-    /// The same Gaussians with each array as `to` gives it.
-    ///
-    /// # Errors
-    /// As `to`.
-    pub fn each<W>(&self, mut to: impl FnMut(V) -> Result<W, ComputeError>) -> Result<GaussianSet<W>, ComputeError> {
-        let ([x, y, z], [a, b, c], [w, i, j, k]) = (self.position_mm, self.log_scale, self.rotation);
-        Ok(GaussianSet {
-            density_per_mm: to(self.density_per_mm)?,
-            position_mm: [to(x)?, to(y)?, to(z)?],
-            log_scale: [to(a)?, to(b)?, to(c)?],
-            rotation: [to(w)?, to(i)?, to(j)?, to(k)?],
-            low_pass_mm: self.low_pass_mm,
-        })
-    }
-}
-
-impl HostGaussians<'_> {
+impl GaussianSet<'_> {
     /// Gaussians in the set.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -85,41 +80,18 @@ impl HostGaussians<'_> {
 
 /// Gradients of a loss by each value of a [`GaussianSet`], in the same units and order. The operations **add** to them.
 #[derive(Debug)]
-pub struct GaussianGradients<V> {
+pub struct GaussianGradients<'a> {
     /// By `density_per_mm`.
-    pub density_per_mm: V,
+    pub density_per_mm: &'a mut [f32],
     /// By `position_mm`.
-    pub position_mm: [V; 3],
+    pub position_mm: [&'a mut [f32]; 3],
     /// By the logarithms of the scales.
-    pub log_scale: [V; 3],
+    pub log_scale: [&'a mut [f32]; 3],
     /// By the quaternion as stored (at right angles to it: its length has no effect).
-    pub rotation: [V; 4],
+    pub rotation: [&'a mut [f32]; 4],
     /// Sum over views of the norm of that view's gradient by position (loss per mm): what adaptive control decides by. The
     /// gradients of single views point different ways where one Gaussian stands for two things; their norms do not cancel.
-    pub view_norm: V,
-}
-
-/// Gradients on the host.
-pub type HostGaussianGradients<'a> = GaussianGradients<&'a mut [f32]>;
-
-impl<V> GaussianGradients<V> {
-    /// The same gradients with each array as `to` gives it.
-    ///
-    /// # Errors
-    /// As `to`.
-    pub fn each<W>(
-        self,
-        mut to: impl FnMut(V) -> Result<W, ComputeError>,
-    ) -> Result<GaussianGradients<W>, ComputeError> {
-        let ([x, y, z], [a, b, c], [w, i, j, k]) = (self.position_mm, self.log_scale, self.rotation);
-        Ok(GaussianGradients {
-            density_per_mm: to(self.density_per_mm)?,
-            position_mm: [to(x)?, to(y)?, to(z)?],
-            log_scale: [to(a)?, to(b)?, to(c)?],
-            rotation: [to(w)?, to(i)?, to(j)?, to(k)?],
-            view_norm: to(self.view_norm)?,
-        })
-    }
+    pub view_norm: &'a mut [f32],
 }
 
 /// Settings of one step of Adam.
@@ -151,15 +123,6 @@ impl AdamStep {
     }
 }
 
-/// Within what [`GaussianCompute::gaussian_settle`] brings parameters.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GaussianBounds {
-    /// What softplus is scaled by, in 1/mm.
-    pub density_unit_per_mm: f32,
-    /// Least and largest natural logarithm of a scale in mm.
-    pub log_scale: [f32; 2],
-}
-
 /// `ln(1 + e^x)`.
 pub(crate) fn softplus(x: f32) -> f32 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
@@ -188,20 +151,21 @@ pub trait GaussianCompute: Send + Sync {
     fn gaussian_project(
         &self,
         geometry: &ScanGeometry,
-        gaussians: &GaussianSet<Values<'_>>,
+        gaussians: &GaussianArrays<Values<'_>>,
         projections: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 
-    /// Adds to `gradients` what the gradient `by_projections` of a loss (`[view][row v][column u]`) means for each parameter.
+    /// Adds to `gradients` what the gradient `by_projections` of a loss (`[view][row v][column u]`) means for each parameter: `[channel][capacity]`,
+    /// density, position, logarithms of the scales, rotation, and as one more channel the views' norms (see [`GaussianGradients`]).
     ///
     /// # Errors
     /// As [`GaussianCompute::gaussian_project`].
     fn gaussian_project_backward(
         &self,
         geometry: &ScanGeometry,
-        gaussians: &GaussianSet<Values<'_>>,
+        gaussians: &GaussianArrays<Values<'_>>,
         by_projections: Values<'_>,
-        gradients: GaussianGradients<ValuesMut<'_>>,
+        gradients: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 
     /// Values (1/mm) of the sum of all Gaussians at the voxels' centres, `[x][y][z]`. Overwrites `volume`. A part of a grid is a grid
@@ -212,20 +176,20 @@ pub trait GaussianCompute: Send + Sync {
     fn gaussian_voxelise(
         &self,
         grid: &VolumeGrid,
-        gaussians: &GaussianSet<Values<'_>>,
+        gaussians: &GaussianArrays<Values<'_>>,
         volume: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 
-    /// Adds to `gradients` what the gradient `by_volume` of a loss (`[x][y][z]`) means for each parameter; `view_norm` is left alone.
+    /// Adds to `gradients` what the gradient `by_volume` of a loss (`[x][y][z]`) means for each parameter; the views' norms are left alone.
     ///
     /// # Errors
     /// As [`GaussianCompute::gaussian_project`].
     fn gaussian_voxelise_backward(
         &self,
         grid: &VolumeGrid,
-        gaussians: &GaussianSet<Values<'_>>,
+        gaussians: &GaussianArrays<Values<'_>>,
         by_volume: Values<'_>,
-        gradients: GaussianGradients<ValuesMut<'_>>,
+        gradients: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 
     /// One step of Adam (Kingma and Ba 2015) on `parameters`; `first` and `second` are its moments, all of one length.
@@ -241,34 +205,37 @@ pub trait GaussianCompute: Send + Sync {
         second: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 
-    /// `gradient *= unit / (1 + exp(-raw))`: from the gradient by a density `unit * softplus(raw)` to that by its raw parameter.
+    /// Turns the gradient by density, the first channel of `gradients`, into that by its raw value: `gradient *= unit / (1 + exp(-raw))` for a density of
+    /// `unit * softplus(raw)`.
     ///
     /// # Errors
     /// [`ComputeError::Shape`] where the lengths differ.
-    fn gaussian_raw_gradient(
+    fn weigh_density_gradient(
         &self,
-        unit_per_mm: f32,
-        raw: Values<'_>,
-        gradient: ValuesMut<'_>,
+        gaussians: &GaussianArrays<Values<'_>>,
+        density_unit_per_mm: f32,
+        gradients: ValuesMut<'_>,
     ) -> Result<(), ComputeError>;
 
-    /// `norms += |gradient|`, the gradient by position along x, y, z.
+    /// Adds the norm of the gradient by position to the last channel of `gradients`.
     ///
     /// # Errors
     /// [`ComputeError::Shape`] where the lengths differ.
-    fn gaussian_add_norms(&self, gradient: [Values<'_>; 3], norms: ValuesMut<'_>) -> Result<(), ComputeError>;
-
-    /// Brings scales within their bounds and quaternions to unit length (one that has vanished, squared length up to 1e-12, becomes 1, 0, 0, 0), and works out the
-    /// densities `unit * softplus(raw)`.
-    ///
-    /// # Errors
-    /// [`ComputeError::Shape`] where the lengths differ.
-    fn gaussian_settle(
+    fn add_position_norms(
         &self,
-        bounds: &GaussianBounds,
-        raw: Values<'_>,
-        log_scale: [ValuesMut<'_>; 3],
-        rotation: [ValuesMut<'_>; 4],
-        density_per_mm: ValuesMut<'_>,
+        gaussians: &GaussianArrays<Values<'_>>,
+        gradients: ValuesMut<'_>,
+    ) -> Result<(), ComputeError>;
+
+    /// After a step: brings scales within `scales_mm` (smallest, largest) and quaternions to unit length (one that has vanished, squared length up to
+    /// 1e-12, becomes 1, 0, 0, 0), and works out the densities `unit * softplus(raw)`.
+    ///
+    /// # Errors
+    /// [`ComputeError::Shape`] where the lengths differ.
+    fn settle_gaussians(
+        &self,
+        gaussians: GaussianArrays<ValuesMut<'_>>,
+        density_unit_per_mm: f32,
+        scales_mm: [f32; 2],
     ) -> Result<(), ComputeError>;
 }

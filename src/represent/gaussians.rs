@@ -14,7 +14,7 @@ mod plan;
 pub use drive::{GaussianRepresentation, GaussianSchedule};
 pub use plan::GaussianPlan;
 
-use crate::compute::gaussians::{AdamStep, GaussianBounds, GaussianGradients, GaussianSet, softplus};
+use crate::compute::gaussians::{AdamStep, CHANNELS, GaussianArrays, softplus};
 use crate::compute::{Buffer, ComputeError, Memory, Operations, Values, ValuesMut};
 use crate::error::{Classed, ErrorClass};
 
@@ -148,8 +148,7 @@ impl GaussianRates {
     }
 }
 
-/// Channels of parameters: raw density, position x y z, log scale 0 1 2, rotation w x y z.
-const CHANNELS: usize = 11;
+// Where the channels of parameters begin.
 const POSITION: usize = 1;
 const SCALE: usize = 4;
 const ROTATION: usize = 7;
@@ -224,27 +223,14 @@ impl Gaussians {
 
     /// The Gaussians as the operations read them.
     #[must_use]
-    pub fn set(&self) -> GaussianSet<Values<'_>> {
-        set(&self.parameters, &self.density_per_mm, &self.limits, self.len)
+    pub fn arrays(&self) -> GaussianArrays<Values<'_>> {
+        arrays(&self.limits, self.len, &self.parameters, &self.density_per_mm)
     }
 
     /// The Gaussians and their gradients, for the backward operations.
-    pub fn set_and_gradients(&mut self) -> (GaussianSet<Values<'_>>, GaussianGradients<ValuesMut<'_>>) {
-        let (capacity, len) = (self.limits.capacity, self.len);
-        let mut left = Some(self.gradients.values_mut());
-        let mut next = || {
-            let (channel, rest) = left.take().unwrap_or_else(|| (&mut []).into()).split_at(capacity);
-            left = Some(rest);
-            channel.part(0..len)
-        };
-        let gradients = GaussianGradients {
-            density_per_mm: next(),
-            position_mm: [next(), next(), next()],
-            log_scale: [next(), next(), next()],
-            rotation: [next(), next(), next(), next()],
-            view_norm: next(),
-        };
-        (set(&self.parameters, &self.density_per_mm, &self.limits, self.len), gradients)
+    pub fn arrays_and_gradients(&mut self) -> (GaussianArrays<Values<'_>>, ValuesMut<'_>) {
+        let Self { limits, len, parameters, density_per_mm, gradients, .. } = self;
+        (arrays(limits, *len, parameters, density_per_mm), gradients.values_mut())
     }
 
     /// Sets the gradients to 0, but not the sums that adaptive control decides by; `views` are about to be added to these.
@@ -262,8 +248,8 @@ impl Gaussians {
     /// # Errors
     /// As the operation.
     pub fn add_position_norms(&mut self, compute: &dyn Operations) -> Result<(), ComputeError> {
-        let (_, gradients) = self.set_and_gradients();
-        compute.gaussian_add_norms(gradients.position_mm.each_ref().map(ValuesMut::as_values), gradients.view_norm)
+        let (gaussians, gradients) = self.arrays_and_gradients();
+        compute.add_position_norms(&gaussians, gradients)
     }
 
     /// The mean norm that `share` of the Gaussians exceed: a threshold for [`adapt::AdaptiveControl`].
@@ -279,13 +265,10 @@ impl Gaussians {
     /// # Errors
     /// As the operation; none with the lengths used here.
     pub fn step(&mut self, compute: &dyn Operations, rates: &GaussianRates, step: u32) -> Result<(), ComputeError> {
-        let (capacity, len) = (self.limits.capacity, self.len);
-        let Self { limits, parameters, gradients, first, second, .. } = self;
-        compute.gaussian_raw_gradient(
-            limits.density_unit_per_mm,
-            parameters.values().part(0..len),
-            gradients.values_mut().part(0..len),
-        )?;
+        let unit_per_mm = self.limits.density_unit_per_mm;
+        let (gaussians, gradients) = self.arrays_and_gradients();
+        compute.weigh_density_gradient(&gaussians, unit_per_mm, gradients)?;
+        let Self { limits: GaussianLimits { capacity, .. }, len, parameters, gradients, first, second, .. } = self;
         for channel in 0..CHANNELS {
             let rate = match channel {
                 0 => rates.density,
@@ -293,7 +276,7 @@ impl Gaussians {
                 SCALE..ROTATION => rates.log_scale,
                 _ => rates.rotation,
             };
-            let part = channel * capacity..channel * capacity + len;
+            let part = channel * *capacity..channel * *capacity + *len;
             compute.adam_step(
                 &AdamStep { rate, beta1: rates.beta1, beta2: rates.beta2, ..AdamStep::new(rate, step) },
                 parameters.values_mut().part(part.clone()),
@@ -307,21 +290,15 @@ impl Gaussians {
 
     /// Brings scales within their limits and quaternions to unit length, and works out the densities.
     fn settle(&mut self, compute: &dyn Operations) -> Result<(), ComputeError> {
-        let (capacity, len) = (self.limits.capacity, self.len);
-        let (mut raw, mut left) = self.parameters.values_mut().split_at(SCALE * capacity);
-        let mut next = || {
-            let (channel, rest) = std::mem::replace(&mut left, (&mut []).into()).split_at(capacity);
-            left = rest;
-            channel.part(0..len)
+        let Self { limits, len, parameters, density_per_mm, .. } = self;
+        let gaussians = GaussianArrays {
+            parameters: parameters.values_mut(),
+            density_per_mm: density_per_mm.values_mut(),
+            len: *len,
+            low_pass_mm: limits.low_pass_mm,
         };
-        let (log_scale, rotation) = ([next(), next(), next()], [next(), next(), next(), next()]);
-        let limits = &self.limits;
-        let bounds = GaussianBounds {
-            density_unit_per_mm: limits.density_unit_per_mm,
-            log_scale: [limits.smallest_scale_mm.ln(), limits.largest_scale_mm.ln()],
-        };
-        let density_per_mm = self.density_per_mm.values_mut().part(0..len);
-        compute.gaussian_settle(&bounds, raw.reborrow().as_values().part(0..len), log_scale, rotation, density_per_mm)
+        let scales_mm = [limits.smallest_scale_mm, limits.largest_scale_mm];
+        compute.settle_gaussians(gaussians, limits.density_unit_per_mm, scales_mm)
     }
 
     /// Multiplies all densities.
@@ -447,20 +424,14 @@ impl Table {
     }
 }
 
-fn set<'a>(
-    parameters: &'a Buffer,
-    density: &'a Buffer,
+fn arrays<'a>(
     limits: &GaussianLimits,
     len: usize,
-) -> GaussianSet<Values<'a>> {
-    let channel = |k: usize| parameters.values().part(k * limits.capacity..k * limits.capacity + len);
-    GaussianSet {
-        density_per_mm: density.values().part(0..len),
-        position_mm: [channel(1), channel(2), channel(3)],
-        log_scale: [channel(4), channel(5), channel(6)],
-        rotation: [channel(7), channel(8), channel(9), channel(10)],
-        low_pass_mm: limits.low_pass_mm,
-    }
+    parameters: &'a Buffer,
+    density_per_mm: &'a Buffer,
+) -> GaussianArrays<Values<'a>> {
+    let (parameters, density_per_mm) = (parameters.values(), density_per_mm.values());
+    GaussianArrays { parameters, density_per_mm, len, low_pass_mm: limits.low_pass_mm }
 }
 
 /// The `x` whose softplus is `value`, for values down to 1e-9.

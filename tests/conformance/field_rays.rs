@@ -5,7 +5,7 @@ use std::f64::consts::TAU;
 use diffnr::compute::ComputeError;
 use diffnr::compute::cuda;
 use diffnr::compute::cuda::{DeviceFieldGradients, DeviceRays, DeviceSlice, FieldGradientRoom, Launcher, RayTable};
-use diffnr::compute::field::{FieldCompute as _, FieldGradients, FieldJitter, FieldRays, FieldShape, RayPixel};
+use diffnr::compute::field::{FieldJitter, FieldRays, FieldShape, HostFieldGradients, RayPixel};
 use diffnr::geometry::{CircularOrbit, Detector, ScanGeometry, VolumeGrid};
 use glam::DVec3;
 use proptest::prelude::*;
@@ -101,7 +101,7 @@ fn assert_rays(carrier: &Carrier, what: &str, owned: &Owned, rays: &FieldRays<'_
     let found = carrier.run(|launcher| backward(launcher, owned, rays, &by, &start));
     let mut expected = start.clone();
     let [tables, network] = &mut expected;
-    let mut gradients = FieldGradients { tables, network };
+    let mut gradients = HostFieldGradients { tables, network };
     cpu.field_project_backward(rays, &owned.parameters(), &by, &mut gradients).unwrap();
     assert_gradients(what, owned, &start, &found, &expected);
     given

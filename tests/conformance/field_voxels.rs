@@ -3,7 +3,7 @@
 use diffnr::compute::ComputeError;
 use diffnr::compute::cuda;
 use diffnr::compute::cuda::{DeviceFieldGradients, FieldGradientRoom, Launcher};
-use diffnr::compute::field::{FieldCompute as _, FieldGradients, FieldJitter, FieldShape};
+use diffnr::compute::field::{FieldJitter, FieldShape, HostFieldGradients};
 use diffnr::geometry::VolumeGrid;
 use glam::DVec3;
 use proptest::prelude::*;
@@ -57,7 +57,7 @@ fn assert_adjoint(carrier: &Carrier, what: &str, owned: &Owned, grid: &VolumeGri
     let start = start(owned);
     let given = carrier.run(|launcher| backward(launcher, owned, grid, jitter, &by, &start));
     let [mut tables, mut network] = start.clone();
-    let mut gradients = FieldGradients { tables: &mut tables, network: &mut network };
+    let mut gradients = HostFieldGradients { tables: &mut tables, network: &mut network };
     let cpu = owned.cpu(grid.voxels);
     cpu.field_voxelise_backward(grid, &owned.parameters(), jitter, &by, &mut gradients).unwrap();
     assert_gradients(what, owned, &start, &given, &[tables, network]);
@@ -245,7 +245,7 @@ fn gradients_of_any_size() {
         let mut expected = start.clone();
         let [tables, network] = &mut expected;
         let cpu = owned.cpu(grid.voxels);
-        let mut gradients = FieldGradients { tables, network };
+        let mut gradients = HostFieldGradients { tables, network };
         cpu.field_voxelise_backward(&grid, &owned.parameters(), None, &uneven, &mut gradients).unwrap();
         assert_gradients("uneven", &owned, &start, &given, &expected);
         let few = given[0].iter().zip(&expected[0]).filter(|(a, b)| (*a - *b).abs() <= 1e-4 * b.abs()).count();

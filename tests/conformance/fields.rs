@@ -60,7 +60,7 @@ impl Owned {
     /// The CPU, ready for this field and so many voxels.
     pub(crate) fn cpu(&self, voxels: [usize; 3]) -> CpuCompute {
         let mut cpu = CpuCompute::new(1).unwrap();
-        cpu.prepare_field(&FieldWorkload { shape: *self.layout.shape(), voxels }).unwrap();
+        cpu.prepare_field(&FieldWorkload { shape: *self.layout.shape(), voxels, box_mm: [1.0; 3], rays: 0 }).unwrap();
         cpu
     }
 }

@@ -211,7 +211,7 @@ fn stream(jitter: FieldJitter, stream: usize) -> ChaCha8Rng {
 
 pub(super) fn carrier(threads: usize, simd: SimdLevel, shape: &FieldShape, voxels: [usize; 3]) -> CpuCompute {
     let mut cpu = CpuCompute::with_simd(threads, simd).unwrap();
-    cpu.prepare_field(&FieldWorkload { shape: *shape, voxels }).unwrap();
+    cpu.prepare_field(&FieldWorkload { shape: *shape, voxels, box_mm: [1.0; 3], rays: 0 }).unwrap();
     cpu
 }
 

@@ -71,7 +71,12 @@ pub(super) fn field_voxelise(
     if volume.is_empty() {
         return Ok(());
     }
-    let workload = FieldWorkload { shape: *field.layout.shape(), voxels: grid.voxels };
+    let workload = FieldWorkload {
+        shape: *field.layout.shape(),
+        voxels: grid.voxels,
+        box_mm: field.layout.size_mm().to_array(),
+        rays: 0,
+    };
     let _taken = scratch.take(OPERATION, need(&workload))?;
     let plan = RowPlan::new(grid, field, jitter);
     let sizes = Sizes::of(field.layout.shape());

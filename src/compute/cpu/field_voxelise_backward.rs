@@ -68,7 +68,7 @@ pub(super) fn field_voxelise_backward(
         return Ok(());
     }
     let shape = *field.layout.shape();
-    let workload = FieldWorkload { shape, voxels: grid.voxels };
+    let workload = FieldWorkload { shape, voxels: grid.voxels, box_mm: field.layout.size_mm().to_array(), rays: 0 };
     let mut whole = scratch.take(OPERATION, need(&workload))?;
     let plan = RowPlan::new(grid, field, jitter);
     let sizes = Sizes::of(&shape);

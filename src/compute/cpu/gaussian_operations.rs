@@ -3,8 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::super::gaussians::{
-    AdamStep, GaussianBounds, GaussianCompute, GaussianGradients, GaussianSet, GaussianWorkload, HostGaussianGradients,
-    HostGaussians,
+    AdamStep, CHANNELS, GaussianArrays, GaussianCompute, GaussianGradients, GaussianSet, GaussianWorkload,
 };
 use super::super::{ComputeError, Values, ValuesMut};
 use super::scratch::Need;
@@ -32,49 +31,47 @@ impl GaussianCompute for CpuCompute {
     fn gaussian_project(
         &self,
         geometry: &ScanGeometry,
-        gaussians: &GaussianSet<Values<'_>>,
+        gaussians: &GaussianArrays<Values<'_>>,
         projections: ValuesMut<'_>,
     ) -> Result<(), ComputeError> {
         const OPERATION: &str = "gaussian_project";
-        let gaussians = gaussians.each(|values| values.host(OPERATION))?;
-        self.gaussian_project(geometry, &gaussians, projections.host(OPERATION)?)
+        self.gaussian_project(geometry, &set(OPERATION, gaussians)?, projections.host(OPERATION)?)
     }
 
     fn gaussian_project_backward(
         &self,
         geometry: &ScanGeometry,
-        gaussians: &GaussianSet<Values<'_>>,
+        gaussians: &GaussianArrays<Values<'_>>,
         by_projections: Values<'_>,
-        gradients: GaussianGradients<ValuesMut<'_>>,
+        gradients: ValuesMut<'_>,
     ) -> Result<(), ComputeError> {
         const OPERATION: &str = "gaussian_project_backward";
-        let gaussians = gaussians.each(|values| values.host(OPERATION))?;
-        let mut gradients = gradients.each(|values| values.host(OPERATION))?;
-        self.gaussian_project_backward(geometry, &gaussians, by_projections.host(OPERATION)?, &mut gradients)
+        let set = set(OPERATION, gaussians)?;
+        let mut gradients = lent(OPERATION, gaussians, gradients)?;
+        self.gaussian_project_backward(geometry, &set, by_projections.host(OPERATION)?, &mut gradients)
     }
 
     fn gaussian_voxelise(
         &self,
         grid: &VolumeGrid,
-        gaussians: &GaussianSet<Values<'_>>,
+        gaussians: &GaussianArrays<Values<'_>>,
         volume: ValuesMut<'_>,
     ) -> Result<(), ComputeError> {
         const OPERATION: &str = "gaussian_voxelise";
-        let gaussians = gaussians.each(|values| values.host(OPERATION))?;
-        self.gaussian_voxelise(grid, &gaussians, volume.host(OPERATION)?)
+        self.gaussian_voxelise(grid, &set(OPERATION, gaussians)?, volume.host(OPERATION)?)
     }
 
     fn gaussian_voxelise_backward(
         &self,
         grid: &VolumeGrid,
-        gaussians: &GaussianSet<Values<'_>>,
+        gaussians: &GaussianArrays<Values<'_>>,
         by_volume: Values<'_>,
-        gradients: GaussianGradients<ValuesMut<'_>>,
+        gradients: ValuesMut<'_>,
     ) -> Result<(), ComputeError> {
         const OPERATION: &str = "gaussian_voxelise_backward";
-        let gaussians = gaussians.each(|values| values.host(OPERATION))?;
-        let mut gradients = gradients.each(|values| values.host(OPERATION))?;
-        self.gaussian_voxelise_backward(grid, &gaussians, by_volume.host(OPERATION)?, &mut gradients)
+        let set = set(OPERATION, gaussians)?;
+        let mut gradients = lent(OPERATION, gaussians, gradients)?;
+        self.gaussian_voxelise_backward(grid, &set, by_volume.host(OPERATION)?, &mut gradients)
     }
 
     fn adam_step(
@@ -90,48 +87,102 @@ impl GaussianCompute for CpuCompute {
         self.adam_step(settings, parameters, gradients, first.host(OPERATION)?, second.host(OPERATION)?)
     }
 
-    fn gaussian_raw_gradient(
+    fn weigh_density_gradient(
         &self,
-        unit_per_mm: f32,
-        raw: Values<'_>,
-        gradient: ValuesMut<'_>,
+        gaussians: &GaussianArrays<Values<'_>>,
+        density_unit_per_mm: f32,
+        gradients: ValuesMut<'_>,
     ) -> Result<(), ComputeError> {
-        const OPERATION: &str = "gaussian_raw_gradient";
-        let (raw, gradient) = (raw.host(OPERATION)?, gradient.host(OPERATION)?);
-        check_len(OPERATION, "raw", raw.len(), gradient.len())?;
-        self.pool.install(|| gaussian_step::raw_gradient(unit_per_mm, raw, gradient));
+        const OPERATION: &str = "weigh_density_gradient";
+        let gradients = lent(OPERATION, gaussians, gradients)?;
+        let raw = &gaussians.parameters.host(OPERATION)?[..gaussians.len];
+        self.pool.install(|| gaussian_step::weigh_density_gradient(density_unit_per_mm, raw, gradients.density_per_mm));
         Ok(())
     }
 
-    fn gaussian_add_norms(&self, gradient: [Values<'_>; 3], norms: ValuesMut<'_>) -> Result<(), ComputeError> {
-        const OPERATION: &str = "gaussian_add_norms";
-        let ([x, y, z], norms) = (gradient, norms.host(OPERATION)?);
-        let gradient = [x.host(OPERATION)?, y.host(OPERATION)?, z.host(OPERATION)?];
-        gradient.iter().try_for_each(|axis| check_len(OPERATION, "gradient", axis.len(), norms.len()))?;
-        self.pool.install(|| gaussian_step::add_norms(gradient, norms));
+    fn add_position_norms(
+        &self,
+        gaussians: &GaussianArrays<Values<'_>>,
+        gradients: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        let GaussianGradients { position_mm, view_norm, .. } = lent("add_position_norms", gaussians, gradients)?;
+        self.pool.install(|| gaussian_step::add_norms(position_mm.each_ref().map(|axis| &**axis), view_norm));
         Ok(())
     }
 
-    fn gaussian_settle(
+    fn settle_gaussians(
         &self,
-        bounds: &GaussianBounds,
-        raw: Values<'_>,
-        log_scale: [ValuesMut<'_>; 3],
-        rotation: [ValuesMut<'_>; 4],
-        density_per_mm: ValuesMut<'_>,
+        gaussians: GaussianArrays<ValuesMut<'_>>,
+        density_unit_per_mm: f32,
+        scales_mm: [f32; 2],
     ) -> Result<(), ComputeError> {
-        const OPERATION: &str = "gaussian_settle";
-        let ([a, b, c], [w, x, y, z]) = (log_scale, rotation);
-        let log_scale = [a.host(OPERATION)?, b.host(OPERATION)?, c.host(OPERATION)?];
-        let rotation = [w.host(OPERATION)?, x.host(OPERATION)?, y.host(OPERATION)?, z.host(OPERATION)?];
-        let (raw, density_per_mm) = (raw.host(OPERATION)?, density_per_mm.host(OPERATION)?);
-        let others = log_scale.iter().chain(&rotation).map(|values| values.len()).chain([density_per_mm.len()]);
-        for given in others {
-            check_len(OPERATION, "parameters", given, raw.len())?;
-        }
-        self.pool.install(|| gaussian_step::settle(bounds, raw, log_scale, rotation, density_per_mm));
+        const OPERATION: &str = "settle_gaussians";
+        let GaussianArrays { parameters, density_per_mm, len, .. } = gaussians;
+        let (parameters, density_per_mm) = (parameters.host(OPERATION)?, density_per_mm.host(OPERATION)?);
+        let [raw, _, _, _, a, b, c, w, x, y, z] = channels(OPERATION, parameters, density_per_mm.len(), len)?;
+        let density_per_mm = &mut density_per_mm[..len];
+        self.pool.install(|| {
+            gaussian_step::settle(scales_mm, [a, b, c], [w, x, y, z]);
+            gaussian_step::densities(density_unit_per_mm, raw, density_per_mm);
+        });
         Ok(())
     }
+}
+
+/// The used part of each of `N` channels.
+fn channels<'a, const N: usize>(
+    operation: &'static str,
+    values: &'a mut [f32],
+    capacity: usize,
+    len: usize,
+) -> Result<[&'a mut [f32]; N], ComputeError> {
+    check_len(operation, "channels", values.len(), N * capacity)?;
+    check_count(operation, capacity, len)?;
+    let mut channels = values.chunks_exact_mut(capacity.max(1)).map(|channel| &mut channel[..len]);
+    // As many as were checked, or none of a capacity of none.
+    Ok(std::array::from_fn(|_| channels.next().unwrap_or_default()))
+}
+
+fn check_count(operation: &'static str, capacity: usize, len: usize) -> Result<(), ComputeError> {
+    if len <= capacity {
+        return Ok(());
+    }
+    Err(ComputeError::Shape { operation, buffer: "gaussians", given: capacity, needed: len })
+}
+
+/// The arrays of Gaussians as slices.
+fn set<'a>(operation: &'static str, gaussians: &GaussianArrays<Values<'a>>) -> Result<GaussianSet<'a>, ComputeError> {
+    let GaussianArrays { parameters, density_per_mm, len, low_pass_mm } = *gaussians;
+    let (parameters, density_per_mm) = (parameters.host(operation)?, density_per_mm.host(operation)?);
+    let capacity = density_per_mm.len();
+    check_len(operation, "parameters", parameters.len(), CHANNELS * capacity)?;
+    check_count(operation, capacity, len)?;
+    let channel = |k: usize| &parameters[k * capacity..][..len];
+    Ok(GaussianSet {
+        density_per_mm: &density_per_mm[..len],
+        position_mm: [channel(1), channel(2), channel(3)],
+        log_scale: [channel(4), channel(5), channel(6)],
+        rotation: [channel(7), channel(8), channel(9), channel(10)],
+        low_pass_mm,
+    })
+}
+
+/// Their gradients as slices.
+fn lent<'a>(
+    operation: &'static str,
+    gaussians: &GaussianArrays<Values<'_>>,
+    gradients: ValuesMut<'a>,
+) -> Result<GaussianGradients<'a>, ComputeError> {
+    let (capacity, gradients) = (gaussians.density_per_mm.len(), gradients.host(operation)?);
+    let [density_per_mm, px, py, pz, a, b, c, w, x, y, z, view_norm] =
+        channels(operation, gradients, capacity, gaussians.len)?;
+    Ok(GaussianGradients {
+        density_per_mm,
+        position_mm: [px, py, pz],
+        log_scale: [a, b, c],
+        rotation: [w, x, y, z],
+        view_norm,
+    })
 }
 
 /// The operations on slices.
@@ -143,7 +194,7 @@ impl CpuCompute {
     pub fn gaussian_project(
         &self,
         geometry: &ScanGeometry,
-        gaussians: &HostGaussians<'_>,
+        gaussians: &GaussianSet<'_>,
         projections: &mut [f32],
     ) -> Result<(), ComputeError> {
         check_len("gaussian_project", "projections", projections.len(), geometry.projection_len())?;
@@ -159,9 +210,9 @@ impl CpuCompute {
     pub fn gaussian_project_backward(
         &self,
         geometry: &ScanGeometry,
-        gaussians: &HostGaussians<'_>,
+        gaussians: &GaussianSet<'_>,
         by_projections: &[f32],
-        gradients: &mut HostGaussianGradients<'_>,
+        gradients: &mut GaussianGradients<'_>,
     ) -> Result<(), ComputeError> {
         check_len("gaussian_project_backward", "by_projections", by_projections.len(), geometry.projection_len())?;
         self.pool.install(|| {
@@ -183,7 +234,7 @@ impl CpuCompute {
     pub fn gaussian_voxelise(
         &self,
         grid: &VolumeGrid,
-        gaussians: &HostGaussians<'_>,
+        gaussians: &GaussianSet<'_>,
         volume: &mut [f32],
     ) -> Result<(), ComputeError> {
         check_len("gaussian_voxelise", "volume", volume.len(), grid.len())?;
@@ -199,9 +250,9 @@ impl CpuCompute {
     pub fn gaussian_voxelise_backward(
         &self,
         grid: &VolumeGrid,
-        gaussians: &HostGaussians<'_>,
+        gaussians: &GaussianSet<'_>,
         by_volume: &[f32],
-        gradients: &mut HostGaussianGradients<'_>,
+        gradients: &mut GaussianGradients<'_>,
     ) -> Result<(), ComputeError> {
         check_len("gaussian_voxelise_backward", "by_volume", by_volume.len(), grid.len())?;
         self.pool.install(|| {
@@ -228,13 +279,13 @@ impl CpuCompute {
 impl CpuCompute {
     /// Pairs of Gaussian and pixel within the cut-off that a projection evaluates: its cost, for benches and plans.
     #[must_use]
-    pub fn gaussian_pixel_evaluations(geometry: &ScanGeometry, gaussians: &HostGaussians<'_>) -> u64 {
+    pub fn gaussian_pixel_evaluations(geometry: &ScanGeometry, gaussians: &GaussianSet<'_>) -> u64 {
         gaussian_project::evaluations(geometry, gaussians)
     }
 
     /// Pairs of Gaussian and voxel within the cut-off that voxelising evaluates.
     #[must_use]
-    pub fn gaussian_voxel_evaluations(grid: &VolumeGrid, gaussians: &HostGaussians<'_>) -> u64 {
+    pub fn gaussian_voxel_evaluations(grid: &VolumeGrid, gaussians: &GaussianSet<'_>) -> u64 {
         gaussian_voxelise::evaluations(grid, gaussians)
     }
 }

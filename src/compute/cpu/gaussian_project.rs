@@ -17,7 +17,7 @@ use bytemuck::Zeroable;
 use rayon::prelude::*;
 
 use super::super::ComputeError;
-use super::super::gaussians::{GaussianWorkload, HostGaussians};
+use super::super::gaussians::{GaussianSet, GaussianWorkload};
 use super::gaussian_bins::{self, Bins, CHUNK};
 use super::gaussian_kernel::{Y_CUTOFF, projected};
 use super::gaussian_lanes::{Plain, Wide, at_each_level};
@@ -55,11 +55,7 @@ pub(super) fn need(workload: &GaussianWorkload) -> Need {
 }
 
 /// Fills in all shapes; the first Gaussian that is not sound is named.
-pub(super) fn shapes(
-    operation: &'static str,
-    set: &HostGaussians<'_>,
-    shapes: &mut [Shape],
-) -> Result<(), ComputeError> {
+pub(super) fn shapes(operation: &'static str, set: &GaussianSet<'_>, shapes: &mut [Shape]) -> Result<(), ComputeError> {
     let unsound = AtomicUsize::new(usize::MAX);
     shapes.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, shapes)| {
         for (i, shape) in (chunk * CHUNK..).zip(shapes) {
@@ -81,7 +77,7 @@ pub(super) fn gaussian_project(
     simd: SimdLevel,
     scratch: &Scratch,
     geometry: &ScanGeometry,
-    set: &HostGaussians<'_>,
+    set: &GaussianSet<'_>,
     projections: &mut [f32],
 ) -> Result<(), ComputeError> {
     check_set(OPERATION, set)?;
@@ -237,7 +233,7 @@ at_each_level!(
 );
 
 /// Pixels within the cut-off, summed over Gaussians and views: what [`gaussian_project`] evaluates.
-pub(super) fn evaluations(geometry: &ScanGeometry, set: &HostGaussians<'_>) -> u64 {
+pub(super) fn evaluations(geometry: &ScanGeometry, set: &GaussianSet<'_>) -> u64 {
     let columns = geometry.detector.columns;
     let views = geometry.views.iter().map(|pose| View::new(pose, geometry.detector));
     views

@@ -14,7 +14,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::ComputeError;
-use super::super::gaussians::{GaussianWorkload, HostGaussianGradients, HostGaussians};
+use super::super::gaussians::{GaussianGradients, GaussianSet, GaussianWorkload};
 use super::gaussian_kernel::{Y_CUTOFF, projected_with_slope};
 use super::gaussian_lanes::{Wide, at_each_level};
 use super::gaussian_project::{PAD, lines};
@@ -48,7 +48,7 @@ unsafe impl Sync for Targets {}
 
 impl Targets {
     /// Of arrays that [`check_gradients`] has found to hold `len` values.
-    pub(super) fn new(gradients: &mut HostGaussianGradients<'_>, len: usize) -> Self {
+    pub(super) fn new(gradients: &mut GaussianGradients<'_>, len: usize) -> Self {
         let [px, py, pz] = gradients.position_mm.each_mut().map(|array| array.as_mut_ptr());
         let [s0, s1, s2] = gradients.log_scale.each_mut().map(|array| array.as_mut_ptr());
         let [rw, rx, ry, rz] = gradients.rotation.each_mut().map(|array| array.as_mut_ptr());
@@ -91,9 +91,9 @@ pub(super) fn gaussian_project_backward(
     simd: SimdLevel,
     scratch: &Scratch,
     geometry: &ScanGeometry,
-    set: &HostGaussians<'_>,
+    set: &GaussianSet<'_>,
     by_projections: &[f32],
-    gradients: &mut HostGaussianGradients<'_>,
+    gradients: &mut GaussianGradients<'_>,
 ) -> Result<(), ComputeError> {
     check_set(OPERATION, set)?;
     check_gradients(OPERATION, set, gradients)?;
@@ -138,7 +138,7 @@ pub(super) fn gaussian_project_backward(
 #[inline(always)]
 unsafe fn gather_body<W: Wide>(
     geometry: &ScanGeometry,
-    set: &HostGaussians<'_>,
+    set: &GaussianSet<'_>,
     weighted: &[f32],
     gaussians: Range<usize>,
     targets: &Targets,
@@ -167,7 +167,7 @@ at_each_level!(
     /// See [`gather_body`].
     gather => gather_body(
         geometry: &ScanGeometry,
-        set: &HostGaussians<'_>,
+        set: &GaussianSet<'_>,
         weighted: &[f32],
         gaussians: Range<usize>,
         targets: &Targets,

@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use glam::DVec3;
 
 use super::super::ComputeError;
-use super::super::gaussians::{HostGaussianGradients, HostGaussians};
+use super::super::gaussians::{GaussianGradients, GaussianSet};
 use super::check_len;
 
 /// A symmetric matrix: xx, xy, xz, yy, yz, zz.
@@ -96,7 +96,7 @@ struct Axes {
 
 impl Axes {
     #[inline(always)]
-    fn of(set: &HostGaussians<'_>, i: usize) -> Self {
+    fn of(set: &GaussianSet<'_>, i: usize) -> Self {
         let q = set.rotation.map(|c| f64::from(c[i]));
         let length = q.iter().map(|c| c * c).sum::<f64>().sqrt();
         let unit @ [w, x, y, z] = q.map(|c| c / length);
@@ -127,7 +127,7 @@ impl Axes {
 impl Shape {
     /// Shape of Gaussian `i`.
     #[inline(always)]
-    pub(super) fn of(set: &HostGaussians<'_>, i: usize) -> Self {
+    pub(super) fn of(set: &GaussianSet<'_>, i: usize) -> Self {
         let a = Axes::of(set, i);
         let (mut covariance, mut precision) = (Symmetric::default(), Symmetric::default());
         for (axis, square) in a.axes.into_iter().zip(a.low_passed) {
@@ -162,7 +162,7 @@ pub(super) struct ParameterGradient {
 impl ShapeGradient {
     /// Through the low pass, the scales and the rotation.
     #[inline(always)]
-    pub(super) fn by_parameters(&self, set: &HostGaussians<'_>, i: usize) -> ParameterGradient {
+    pub(super) fn by_parameters(&self, set: &GaussianSet<'_>, i: usize) -> ParameterGradient {
         let a = Axes::of(set, i);
         let kept = a.kept();
         let amplitude = f64::from(set.density_per_mm[i]) * kept;
@@ -200,7 +200,7 @@ impl ShapeGradient {
 }
 
 /// Refuses arrays of different lengths.
-pub(super) fn check_set(operation: &'static str, set: &HostGaussians<'_>) -> Result<(), ComputeError> {
+pub(super) fn check_set(operation: &'static str, set: &GaussianSet<'_>) -> Result<(), ComputeError> {
     let n = set.len();
     for (name, array) in named(set) {
         check_len(operation, name, array.len(), n)?;
@@ -220,8 +220,8 @@ pub(super) fn check_set(operation: &'static str, set: &HostGaussians<'_>) -> Res
 /// Refuses gradient arrays of another length than the set's.
 pub(super) fn check_gradients(
     operation: &'static str,
-    set: &HostGaussians<'_>,
-    gradients: &HostGaussianGradients<'_>,
+    set: &GaussianSet<'_>,
+    gradients: &GaussianGradients<'_>,
 ) -> Result<(), ComputeError> {
     let n = set.len();
     check_len(operation, "gradients.density_per_mm", gradients.density_per_mm.len(), n)?;
@@ -239,7 +239,7 @@ pub(super) fn check_gradients(
 }
 
 /// The arrays by the names that errors use.
-fn named<'a>(set: &HostGaussians<'a>) -> [(&'static str, &'a [f32]); 11] {
+fn named<'a>(set: &GaussianSet<'a>) -> [(&'static str, &'a [f32]); 11] {
     [
         ("density_per_mm", set.density_per_mm),
         ("position_mm.x", set.position_mm[0]),
@@ -257,7 +257,7 @@ fn named<'a>(set: &HostGaussians<'a>) -> [(&'static str, &'a [f32]); 11] {
 
 /// Whether Gaussian `i` can be worked with; [`refusal`] says what is wrong.
 #[inline(always)]
-pub(super) fn is_sound(set: &HostGaussians<'_>, i: usize) -> bool {
+pub(super) fn is_sound(set: &GaussianSet<'_>, i: usize) -> bool {
     let position = set.position_mm.map(|c| c[i]);
     let scale = set.log_scale.map(|c| c[i]);
     let rotation = set.rotation.map(|c| c[i]);
@@ -272,7 +272,7 @@ pub(super) fn is_sound(set: &HostGaussians<'_>, i: usize) -> bool {
 const LOG_SCALE_LIMIT: f32 = 25.0;
 
 /// Why Gaussian `i` is not sound.
-pub(super) fn refusal(operation: &'static str, set: &HostGaussians<'_>, i: usize) -> ComputeError {
+pub(super) fn refusal(operation: &'static str, set: &GaussianSet<'_>, i: usize) -> ComputeError {
     let error =
         |parameter, value, requirement| ComputeError::Value { operation, parameter, index: i, value, requirement };
     for (name, array) in named(set) {

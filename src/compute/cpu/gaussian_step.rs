@@ -6,13 +6,13 @@
 
 use rayon::prelude::*;
 
-use super::super::gaussians::{GaussianBounds, softplus};
+use super::super::gaussians::softplus;
 
 /// Gaussians of a task.
 const TASK: usize = 4096;
 
-/// See [`super::super::gaussians::GaussianCompute::gaussian_raw_gradient`]; lengths were checked, here and below.
-pub(super) fn raw_gradient(unit_per_mm: f32, raw: &[f32], gradient: &mut [f32]) {
+/// See [`super::super::gaussians::GaussianCompute::weigh_density_gradient`]; lengths were checked, here and below.
+pub(super) fn weigh_density_gradient(unit_per_mm: f32, raw: &[f32], gradient: &mut [f32]) {
     gradient.par_chunks_mut(TASK).zip(raw.par_chunks(TASK)).for_each(|(gradient, raw)| {
         for (gradient, &raw) in gradient.iter_mut().zip(raw) {
             // d softplus = the logistic function.
@@ -21,7 +21,7 @@ pub(super) fn raw_gradient(unit_per_mm: f32, raw: &[f32], gradient: &mut [f32]) 
     });
 }
 
-/// See [`super::super::gaussians::GaussianCompute::gaussian_add_norms`].
+/// See [`super::super::gaussians::GaussianCompute::add_position_norms`].
 pub(super) fn add_norms([x, y, z]: [&[f32]; 3], norms: &mut [f32]) {
     let axes = x.par_chunks(TASK).zip(y.par_chunks(TASK)).zip(z.par_chunks(TASK));
     norms.par_chunks_mut(TASK).zip(axes).for_each(|(norms, ((x, y), z))| {
@@ -31,15 +31,9 @@ pub(super) fn add_norms([x, y, z]: [&[f32]; 3], norms: &mut [f32]) {
     });
 }
 
-/// See [`super::super::gaussians::GaussianCompute::gaussian_settle`].
-pub(super) fn settle(
-    bounds: &GaussianBounds,
-    raw: &[f32],
-    log_scale: [&mut [f32]; 3],
-    rotation: [&mut [f32]; 4],
-    density_per_mm: &mut [f32],
-) {
-    let [low, high] = bounds.log_scale;
+/// See [`super::super::gaussians::GaussianCompute::settle_gaussians`]: scales and rotations.
+pub(super) fn settle(scales_mm: [f32; 2], log_scale: [&mut [f32]; 3], rotation: [&mut [f32]; 4]) {
+    let [low, high] = scales_mm.map(f32::ln);
     for scales in log_scale {
         scales
             .par_chunks_mut(TASK)
@@ -57,9 +51,13 @@ pub(super) fn settle(
             *w += turn;
         }
     });
+}
+
+/// The same: densities.
+pub(super) fn densities(unit_per_mm: f32, raw: &[f32], density_per_mm: &mut [f32]) {
     density_per_mm.par_chunks_mut(TASK).zip(raw.par_chunks(TASK)).for_each(|(density, raw)| {
         for (density, &raw) in density.iter_mut().zip(raw) {
-            *density = bounds.density_unit_per_mm * softplus(raw);
+            *density = unit_per_mm * softplus(raw);
         }
     });
 }

@@ -10,9 +10,7 @@ use glam::{DMat3, DQuat, DVec3};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::super::gaussians::{
-    CUTOFF, GaussianCompute, GaussianGradients, GaussianSet, GaussianWorkload, HostGaussianGradients, HostGaussians,
-};
+use super::super::gaussians::{CUTOFF, GaussianCompute, GaussianGradients, GaussianSet, GaussianWorkload};
 use super::gaussian_kernel::voxel_f64;
 use super::{CpuCompute, SimdLevel};
 use crate::geometry::{CircularOrbit, Detector, ScanGeometry, ViewPose, VolumeGrid};
@@ -128,7 +126,7 @@ impl Owned {
         One::of(&self.arrays.each_ref().map(|array| f64::from(array[i])))
     }
 
-    pub(super) fn set(&self) -> HostGaussians<'_> {
+    pub(super) fn set(&self) -> GaussianSet<'_> {
         let [density, px, py, pz, s0, s1, s2, rw, rx, ry, rz] = self.arrays.each_ref().map(Vec::as_slice);
         GaussianSet {
             density_per_mm: density,
@@ -149,7 +147,7 @@ impl OwnedGradients {
         Self(std::array::from_fn(|_| vec![0.0; n]))
     }
 
-    pub(super) fn lend(&mut self) -> HostGaussianGradients<'_> {
+    pub(super) fn lend(&mut self) -> GaussianGradients<'_> {
         let [density, px, py, pz, s0, s1, s2, rw, rx, ry, rz, norm] = self.0.each_mut().map(Vec::as_mut_slice);
         GaussianGradients {
             density_per_mm: density,

@@ -13,7 +13,7 @@ use bytemuck::Zeroable;
 use rayon::prelude::*;
 
 use super::super::ComputeError;
-use super::super::gaussians::{GaussianWorkload, HostGaussians};
+use super::super::gaussians::{GaussianSet, GaussianWorkload};
 use super::gaussian_bins::{self, Bins, CHUNK};
 use super::gaussian_kernel::{Y_CUTOFF, voxel_with_slope};
 use super::gaussian_lanes::{Plain, Wide, at_each_level};
@@ -46,7 +46,7 @@ pub(super) fn gaussian_voxelise(
     simd: SimdLevel,
     scratch: &Scratch,
     grid: &VolumeGrid,
-    set: &HostGaussians<'_>,
+    set: &GaussianSet<'_>,
     volume: &mut [f32],
 ) -> Result<(), ComputeError> {
     check_set(OPERATION, set)?;
@@ -163,7 +163,7 @@ at_each_level!(
 );
 
 /// Voxels within the cut-off, summed over Gaussians: what [`gaussian_voxelise`] evaluates.
-pub(super) fn evaluations(grid: &VolumeGrid, set: &HostGaussians<'_>) -> u64 {
+pub(super) fn evaluations(grid: &VolumeGrid, set: &GaussianSet<'_>) -> u64 {
     let [_, rows, row] = grid.voxels;
     let mut list = Stretches::EMPTY;
     let mut of_one = |f: VoxelFootprint| -> u64 {

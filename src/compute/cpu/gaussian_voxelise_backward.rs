@@ -13,7 +13,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::ComputeError;
-use super::super::gaussians::{HostGaussianGradients, HostGaussians};
+use super::super::gaussians::{GaussianGradients, GaussianSet};
 use super::gaussian_kernel::{Y_CUTOFF, voxel_with_slope};
 use super::gaussian_lanes::{Wide, at_each_level};
 use super::gaussian_project_backward::{TASK, Targets};
@@ -28,9 +28,9 @@ const OPERATION: &str = "gaussian_voxelise_backward";
 pub(super) fn gaussian_voxelise_backward(
     simd: SimdLevel,
     grid: &VolumeGrid,
-    set: &HostGaussians<'_>,
+    set: &GaussianSet<'_>,
     by_volume: &[f32],
-    gradients: &mut HostGaussianGradients<'_>,
+    gradients: &mut GaussianGradients<'_>,
 ) -> Result<(), ComputeError> {
     check_set(OPERATION, set)?;
     check_gradients(OPERATION, set, gradients)?;
@@ -52,7 +52,7 @@ pub(super) fn gaussian_voxelise_backward(
 #[inline(always)]
 unsafe fn gather_body<W: Wide>(
     grid: &VolumeGrid,
-    set: &HostGaussians<'_>,
+    set: &GaussianSet<'_>,
     by_volume: &[f32],
     gaussians: Range<usize>,
     targets: &Targets,
@@ -82,7 +82,7 @@ at_each_level!(
     /// See [`gather_body`].
     gather => gather_body(
         grid: &VolumeGrid,
-        set: &HostGaussians<'_>,
+        set: &GaussianSet<'_>,
         by_volume: &[f32],
         gaussians: Range<usize>,
         targets: &Targets,
@@ -105,7 +105,7 @@ impl Ready {
     /// # Safety
     /// As [`Wide`].
     #[inline(always)]
-    unsafe fn next<W: Wide>(&mut self, grid: &VolumeGrid, set: &HostGaussians<'_>, left: &mut Range<usize>) -> bool {
+    unsafe fn next<W: Wide>(&mut self, grid: &VolumeGrid, set: &GaussianSet<'_>, left: &mut Range<usize>) -> bool {
         self.list.count = 0;
         for i in left.by_ref() {
             let shape = Shape::of(set, i);

@@ -6,12 +6,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::super::cpu::ramp_filter::RampFilter;
 use super::super::{Buffer, Compute, ComputeError, Memory, ProjectionWeights, Values, ValuesMut, Workload};
+use super::field_operations::FieldRoom;
 use super::scan_cache::ScanCache;
 use super::{
-    DeviceSlice, DeviceSum, DeviceWeights, ExpertsTable, FilterTable, ImageLossSums, Launcher, VolumeSsimRoom, sart,
-    total_variation,
+    DeviceSlice, DeviceSum, DeviceWeights, ExpertsTable, FilterTable, GaussianRoom, ImageLossSums, Launcher,
+    VolumeSsimRoom, sart, total_variation,
 };
 use crate::compute::experts::Experts;
+use crate::compute::gaussians::GaussianWorkload;
 use crate::geometry::{ScanGeometry, VolumeGrid};
 
 /// Carries out the operations on a device, which a [`Launcher`] stands for.
@@ -38,6 +40,8 @@ pub(super) struct State {
     pub(super) image_loss_bytes: usize,
     pub(super) volume_loss: Option<([usize; 3], VolumeSsimRoom)>,
     experts: Option<(Experts, ExpertsTable)>,
+    pub(super) gaussians: Option<(GaussianWorkload, GaussianRoom)>,
+    pub(super) field: Option<FieldRoom>,
 }
 
 impl std::fmt::Debug for CudaCompute {

@@ -52,7 +52,7 @@ impl FieldPlan {
     /// What the carrier must be ready for.
     #[must_use]
     pub fn workload(&self, grid: &VolumeGrid) -> FieldWorkload {
-        FieldWorkload { shape: self.shape, voxels: grid.voxels }
+        FieldWorkload { shape: self.shape, voxels: grid.voxels, box_mm: grid.size_mm().to_array(), rays: 0 }
     }
 
     /// Every buffer of the representation and its bytes.

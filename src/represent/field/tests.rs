@@ -47,7 +47,7 @@ fn phantom(grid: &VolumeGrid) -> Vec<f32> {
 
 fn carrier(threads: usize, voxels: [usize; 3]) -> CpuCompute {
     let mut cpu = CpuCompute::new(threads).unwrap();
-    cpu.prepare_field(&FieldWorkload { shape: shape(), voxels }).unwrap();
+    cpu.prepare_field(&FieldWorkload { shape: shape(), voxels, box_mm: [1.0; 3], rays: 0 }).unwrap();
     cpu
 }
 

@@ -96,7 +96,7 @@ impl Representation for GaussianRepresentation {
         _draw: Option<u64>,
         volume: ValuesMut<'_>,
     ) -> Result<(), ComputeError> {
-        compute.gaussian_voxelise(grid, &self.gaussians.set(), volume)
+        compute.gaussian_voxelise(grid, &self.gaussians.arrays(), volume)
     }
 
     fn voxelise_backward(
@@ -106,8 +106,8 @@ impl Representation for GaussianRepresentation {
         _draw: Option<u64>,
         by_volume: Values<'_>,
     ) -> Result<(), ComputeError> {
-        let (set, gradients) = self.gaussians.set_and_gradients();
-        compute.gaussian_voxelise_backward(grid, &set, by_volume, gradients)
+        let (gaussians, gradients) = self.gaussians.arrays_and_gradients();
+        compute.gaussian_voxelise_backward(grid, &gaussians, by_volume, gradients)
     }
 
     fn step(&mut self, compute: &dyn Operations, grid: &VolumeGrid, stage: Stage) -> Result<(), ComputeError> {

@@ -8,7 +8,7 @@ use super::adapt::AdaptiveControl;
 use super::initialise::Initialisation;
 use super::*;
 use crate::compute::cpu::CpuCompute;
-use crate::compute::gaussians::{GaussianCompute, GaussianWorkload, HostGaussians};
+use crate::compute::gaussians::{GaussianCompute, GaussianSet, GaussianWorkload};
 use crate::geometry::{CircularOrbit, Detector, ScanGeometry, VolumeGrid};
 
 fn limits(capacity: usize) -> GaussianLimits {
@@ -33,8 +33,16 @@ fn volume(grid: &VolumeGrid) -> Vec<f32> {
 }
 
 /// The Gaussians of a carrier whose memory is the host's.
-fn host(gaussians: &Gaussians) -> HostGaussians<'_> {
-    gaussians.set().each(|values| values.host("test")).unwrap()
+fn host(gaussians: &Gaussians) -> GaussianSet<'_> {
+    let (parameters, len) = (parameters(gaussians), gaussians.len());
+    let channel = |k: usize| &parameters[k * gaussians.limits.capacity..][..len];
+    GaussianSet {
+        density_per_mm: &gaussians.density_per_mm.values().host("test").unwrap()[..len],
+        position_mm: [channel(1), channel(2), channel(3)],
+        log_scale: [channel(4), channel(5), channel(6)],
+        rotation: [channel(7), channel(8), channel(9), channel(10)],
+        low_pass_mm: gaussians.limits.low_pass_mm,
+    }
 }
 
 /// All parameters of these.
@@ -185,7 +193,7 @@ fn splits_and_clones_keep_the_mass_and_stay_within_the_capacity() {
     twin.len = 28;
     for set in [&mut gaussians, &mut twin] {
         set.begin_step(&cpu, 4).unwrap();
-        let norms = set.set_and_gradients().1.view_norm.host("test").unwrap();
+        let norms = &mut set.gradients.values_mut().host("test").unwrap()[CHANNELS * 40..][..28];
         // 20 are pulled at, 12 have room; the last are pulled hardest.
         norms.iter_mut().enumerate().for_each(|(i, norm)| *norm = if i < 8 { 3.0 } else { 5.0 + i as f32 });
     }
@@ -259,8 +267,9 @@ fn known_gaussians_are_recovered_from_their_projections() {
     let steps = 800;
     for step in 1..=steps {
         start.begin_step(&cpu, geometry.views.len()).unwrap();
-        let (set, gradients) = start.set_and_gradients();
-        GaussianCompute::gaussian_project_backward(&cpu, &geometry, &set, (&projections).into(), gradients).unwrap();
+        let (gaussians, gradients) = start.arrays_and_gradients();
+        GaussianCompute::gaussian_project_backward(&cpu, &geometry, &gaussians, (&projections).into(), gradients)
+            .unwrap();
         let decay = 0.001f32.powf(step as f32 / steps as f32);
         let rates = GaussianRates {
             density: 0.1 * decay,

@@ -1,0 +1,140 @@
+//! [`GaussianCompute`] on a device.
+
+#![forbid(unsafe_code)]
+
+use super::super::gaussians::{AdamStep, GaussianArrays, GaussianCompute, GaussianWorkload};
+use super::super::{ComputeError, Values, ValuesMut};
+use super::{CudaCompute, DeviceGaussians, GaussianRoom};
+use crate::geometry::{ScanGeometry, VolumeGrid};
+
+fn on_device(operation: &'static str, gaussians: &GaussianArrays<Values<'_>>) -> Result<DeviceGaussians, ComputeError> {
+    Ok(DeviceGaussians {
+        parameters: gaussians.parameters.device(operation)?,
+        density_per_mm: gaussians.density_per_mm.device(operation)?,
+        len: gaussians.len,
+        low_pass_mm: gaussians.low_pass_mm,
+    })
+}
+
+impl CudaCompute {
+    fn gaussian_room(&self, operation: &'static str) -> Result<GaussianRoom, ComputeError> {
+        let room = self.state().gaussians.map(|(_, room)| room);
+        room.ok_or(ComputeError::Scratch { operation, needed: size_of::<f32>(), prepared: 0 })
+    }
+}
+
+impl GaussianCompute for CudaCompute {
+    fn gaussian_scratch_bytes(&self, workload: &GaussianWorkload) -> usize {
+        GaussianRoom::bytes(workload)
+    }
+
+    fn prepare_gaussians(&mut self, workload: &GaussianWorkload) -> Result<(), ComputeError> {
+        let mut state = self.state();
+        if state.gaussians.is_none_or(|(prepared, _)| prepared != *workload) {
+            state.gaussians = Some((*workload, GaussianRoom::allocate(self.launcher(), workload)?));
+        }
+        Ok(())
+    }
+
+    fn gaussian_project(
+        &self,
+        geometry: &ScanGeometry,
+        gaussians: &GaussianArrays<Values<'_>>,
+        projections: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        const OPERATION: &str = "gaussian_project";
+        let _ = (geometry, on_device(OPERATION, gaussians)?, projections.device(OPERATION)?);
+        Err(ComputeError::Device { device: "cuda".into(), reason: "no kernel".into() })
+    }
+
+    fn gaussian_project_backward(
+        &self,
+        geometry: &ScanGeometry,
+        gaussians: &GaussianArrays<Values<'_>>,
+        by_projections: Values<'_>,
+        gradients: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        const OPERATION: &str = "gaussian_project_backward";
+        let _ = (geometry, on_device(OPERATION, gaussians)?, by_projections, gradients.device(OPERATION)?);
+        Err(ComputeError::Device { device: "cuda".into(), reason: "no kernel".into() })
+    }
+
+    fn gaussian_voxelise(
+        &self,
+        grid: &VolumeGrid,
+        gaussians: &GaussianArrays<Values<'_>>,
+        volume: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        const OPERATION: &str = "gaussian_voxelise";
+        let (room, gaussians) = (self.gaussian_room(OPERATION)?, on_device(OPERATION, gaussians)?);
+        super::gaussian_voxelise(self.launcher(), grid, &gaussians, volume.device(OPERATION)?, &room)
+    }
+
+    fn gaussian_voxelise_backward(
+        &self,
+        grid: &VolumeGrid,
+        gaussians: &GaussianArrays<Values<'_>>,
+        by_volume: Values<'_>,
+        gradients: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        const OPERATION: &str = "gaussian_voxelise_backward";
+        let (room, gaussians) = (self.gaussian_room(OPERATION)?, on_device(OPERATION, gaussians)?);
+        let (by_volume, gradients) = (by_volume.device(OPERATION)?, gradients.device(OPERATION)?);
+        super::gaussian_voxelise_backward(self.launcher(), grid, &gaussians, by_volume, gradients, &room)
+    }
+
+    fn adam_step(
+        &self,
+        settings: &AdamStep,
+        parameters: ValuesMut<'_>,
+        gradients: Values<'_>,
+        first: ValuesMut<'_>,
+        second: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        const OPERATION: &str = "adam_step";
+        super::adam_step(
+            self.launcher(),
+            settings,
+            parameters.device(OPERATION)?,
+            gradients.device(OPERATION)?,
+            first.device(OPERATION)?,
+            second.device(OPERATION)?,
+        )
+    }
+
+    fn weigh_density_gradient(
+        &self,
+        gaussians: &GaussianArrays<Values<'_>>,
+        density_unit_per_mm: f32,
+        gradients: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        const OPERATION: &str = "weigh_density_gradient";
+        let gaussians = on_device(OPERATION, gaussians)?;
+        super::weigh_density_gradient(self.launcher(), &gaussians, density_unit_per_mm, gradients.device(OPERATION)?)
+    }
+
+    fn add_position_norms(
+        &self,
+        gaussians: &GaussianArrays<Values<'_>>,
+        gradients: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        const OPERATION: &str = "add_position_norms";
+        super::add_position_norms(self.launcher(), &on_device(OPERATION, gaussians)?, gradients.device(OPERATION)?)
+    }
+
+    fn settle_gaussians(
+        &self,
+        gaussians: GaussianArrays<ValuesMut<'_>>,
+        density_unit_per_mm: f32,
+        scales_mm: [f32; 2],
+    ) -> Result<(), ComputeError> {
+        const OPERATION: &str = "settle_gaussians";
+        let gaussians = DeviceGaussians {
+            parameters: gaussians.parameters.device(OPERATION)?,
+            density_per_mm: gaussians.density_per_mm.device(OPERATION)?,
+            len: gaussians.len,
+            low_pass_mm: gaussians.low_pass_mm,
+        };
+        super::settle_gaussians(self.launcher(), &gaussians, density_unit_per_mm, scales_mm)
+    }
+}
