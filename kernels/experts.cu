@@ -126,7 +126,6 @@ extern "C" __global__ void __launch_bounds__(experts::LANES* experts::ROWS, 3)
                 for (int j = 0; j < WIDE; j++) {
                     float t = influence[j], square = t * t;
                     float slope = fmaf(taps[29], rsqrtf(square + taps[28]), __fdividef(taps[31], square + taps[30]));
-                    // Not by a product: what is no number must not spread from beyond the grid.
                     influence[j] = j < low || j > high ? 0.0f : t * share[j] * slope;
                 }
 #pragma unroll

@@ -1,8 +1,8 @@
 //! The operations as CUDA kernels (`kernels/`), a file an operation under the names of [`super::cpu`].
 //!
 //! ```text
-//! operation (this module) ──▶ Launcher ──▶ executor: the same sources, compiled for the CPU, for tests (kernels/host)
-//! lengths, launch shape,                   (the driver of a GPU: not there yet)
+//! operation (this module) ──▶ Launcher ──▶ driver: a GPU, the images of kernels/prebuilt
+//! lengths, launch shape,              └──▶ executor: the same sources, compiled for the CPU, for tests (kernels/host)
 //! argument block
 //! ```
 //!
@@ -16,6 +16,7 @@ mod adam_step;
 mod back_project_fdk;
 mod back_project_matched;
 mod carrier;
+mod driver;
 mod executor;
 mod experts;
 mod field_gradients;
@@ -52,6 +53,7 @@ pub use adam_step::adam_step;
 pub use back_project_fdk::back_project_fdk;
 pub use back_project_matched::back_project_matched;
 pub use carrier::CudaCompute;
+pub use driver::{DeviceFacts, Driver, IMAGES, Image, STAGING_BYTES, present};
 pub use executor::{Executor, Turns};
 pub use experts::{ExpertsTable, add_experts_gradient};
 pub use field_gradients::FieldGradientRoom;

@@ -8,7 +8,9 @@ use serde_json::json;
 
 use super::machine::{Memory, Processor, SharedMemory, lockable_bytes};
 use super::{Check, Need, State};
+use crate::compute::ComputeError;
 use crate::compute::cpu::SimdLevel;
+use crate::compute::cuda::{self, DeviceFacts};
 use crate::config::format_bytes;
 use crate::repair::library::{self, Library};
 use crate::repair::{Demand, Manifest, Options, Plane, Provider, RepairError, SliceFixer, gpu, probe, shipped};
@@ -112,9 +114,43 @@ fn graphics() -> Check {
     check.facts(facts)
 }
 
+/// The devices that the kernels run on.
 fn kernels() -> Check {
-    let found = "none in this build: reconstruction runs on the CPU; a GPU serves SliceFixer only";
-    Check::new("cuda_kernels", "CUDA kernels", State::Missing, found).facts(json!({"built_in": false}))
+    of_kernels(cuda::present())
+}
+
+fn of_kernels(present: Result<Vec<DeviceFacts>, ComputeError>) -> Check {
+    let (key, label) = ("cuda_kernels", "CUDA kernels");
+    let devices = match present {
+        Ok(devices) => devices,
+        Err(error) => {
+            return Check::new(key, label, State::Missing, error.to_string())
+                .facts(json!({"built_in": true, "devices": []}));
+        }
+    };
+    let facts: Vec<_> = devices
+        .iter()
+        .map(|device| {
+            let [major, minor] = device.capability;
+            json!({
+                "index": device.index,
+                "name": device.name,
+                "capability": format!("{major}.{minor}"),
+                "memory_bytes": device.memory_bytes,
+                "supported": device.supported().is_ok(),
+            })
+        })
+        .collect();
+    let lines: Vec<String> = devices
+        .iter()
+        .map(|device| match device.supported() {
+            Ok(()) => device.to_string(),
+            Err(refused) => refused.to_string(),
+        })
+        .collect();
+    let any = devices.iter().any(|device| device.supported().is_ok());
+    Check::new(key, label, if any { State::Good } else { State::Missing }, lines.join("; "))
+        .facts(json!({"built_in": true, "devices": facts}))
 }
 
 /// ONNX Runtime, its providers and the model.
@@ -285,6 +321,29 @@ mod tests {
         let shared = of(Some(300), Some(199));
         assert!(shared.state == State::Bad && shared.facts["fits_memory"] == true, "{shared:?}");
         assert!(shared.found.contains("199 B are free in /dev/shm"), "{shared:?}");
+    }
+
+    #[test]
+    fn kernels_are_good_where_one_device_can_run_them() {
+        let device = |name: &str, capability| DeviceFacts {
+            index: 0,
+            name: name.into(),
+            capability,
+            memory_bytes: 24 << 30,
+            driver_version: 13_000,
+        };
+        let (old, new) = (device("Old", [7, 5]), device("New", [8, 9]));
+        let check = of_kernels(Ok(vec![old.clone(), new]));
+        assert_eq!(check.state, State::Good);
+        assert!(
+            check.found.contains("Old is sm_75") && check.found.contains("New, sm_89, 24.0 GiB"),
+            "{}",
+            check.found
+        );
+        assert_eq!(check.facts["devices"][1]["capability"], "8.9");
+        assert_eq!(of_kernels(Ok(vec![old])).state, State::Missing);
+        let none = of_kernels(Err(ComputeError::Device { device: "cuda".into(), reason: "install a driver".into() }));
+        assert!(none.state == State::Missing && none.found.contains("install a driver"), "{none:?}");
     }
 
     #[test]

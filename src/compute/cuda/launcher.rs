@@ -9,7 +9,7 @@ use bytemuck::Pod;
 use super::super::ComputeError;
 use super::DeviceSlice;
 
-/// Carries out kernels by name on memory of its own. Implementation: [`super::Executor`].
+/// Carries out kernels by name on memory of its own. Implementations: [`super::Driver`], [`super::Executor`].
 ///
 /// Launches, copies and fills take effect in the order in which they are asked for. Offsets are those of the launcher's one arena (see
 /// [`super::Arena`]).
@@ -112,7 +112,7 @@ impl LaunchShape {
 }
 
 /// Most arguments of a kernel, and their bytes, each rounded up to [`ARGUMENT_ALIGNMENT`].
-const MOST_ARGUMENTS: usize = 12;
+pub(super) const MOST_ARGUMENTS: usize = 12;
 const MOST_BYTES: usize = 512;
 const ARGUMENT_ALIGNMENT: usize = 16;
 

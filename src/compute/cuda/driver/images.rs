@@ -1,0 +1,85 @@
+//! The images of the kernels, built in. Each holds code for sm_80, sm_90 and sm_120, and PTX, from which the driver compiles for other
+//! devices when the image is loaded.
+
+#![forbid(unsafe_code)]
+
+/// An image and the kernels in it.
+#[derive(Debug, Clone, Copy)]
+pub struct Image {
+    /// Name of the file without its ending.
+    pub name: &'static str,
+    /// The file.
+    pub bytes: &'static [u8],
+    /// The kernels, by the names that they are launched by.
+    pub kernels: &'static [&'static str],
+}
+
+/// As the driver reads numbers in it where they stand.
+#[repr(C, align(64))]
+struct Aligned<T: ?Sized>(T);
+
+macro_rules! image {
+    ($name:literal, $kernels:expr) => {
+        Image {
+            name: $name,
+            bytes: {
+                static FILE: &Aligned<[u8]> =
+                    &Aligned(*include_bytes!(concat!("../../../../kernels/prebuilt/", $name, ".fatbin")));
+                &FILE.0
+            },
+            kernels: &$kernels,
+        }
+    };
+}
+
+/// All of `kernels/prebuilt`.
+pub const IMAGES: &[Image] = &[
+    image!("adam_step", ["adam_step"]),
+    image!("back_project_fdk", ["back_project_fdk"]),
+    image!("back_project_matched", ["back_project_matched"]),
+    image!("filter_rows", ["filter_rows"]),
+    image!("forward_project", ["forward_project"]),
+    image!("loss_image", ["compare_images", "add_image_similarity"]),
+    image!("loss_volume", ["find_slices", "share_slices", "add_similarity_across", "add_similarity_across_z"]),
+    image!("sart", ["weigh_residual", "apply_correction", "descend", "squared_norm", "squared_distance"]),
+    image!("sum", ["sum_partials"]),
+    image!("total_variation", ["total_variation", "add_total_variation_gradient"]),
+    image!("weight_projections", ["weight_projections"]),
+];
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::path::Path;
+
+    use super::*;
+
+    /// Every image of the folder is built in, with every kernel of its source.
+    #[test]
+    fn the_list_is_that_of_the_folder_and_of_the_sources() {
+        let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+        let registered = |name: &str| -> BTreeSet<String> {
+            let source = std::fs::read_to_string(kernels.join(name).with_extension("cu")).unwrap();
+            let lines = source.lines().filter_map(|line| line.strip_prefix("REGISTER_KERNEL(")?.strip_suffix(')'));
+            lines.map(String::from).collect()
+        };
+        let files = std::fs::read_dir(kernels.join("prebuilt")).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        let folder: BTreeMap<String, BTreeSet<String>> = names
+            .filter_map(|name| Some(name.strip_suffix(".fatbin")?.to_string()))
+            .map(|name| (name.clone(), registered(&name)))
+            .collect();
+        let listed: BTreeMap<String, BTreeSet<String>> = IMAGES
+            .iter()
+            .map(|image| (image.name.into(), image.kernels.iter().map(|kernel| kernel.to_string()).collect()))
+            .collect();
+        assert_eq!(listed, folder, "write the images of kernels/prebuilt and their kernels into IMAGES");
+        for image in IMAGES {
+            assert_eq!(image.bytes.as_ptr() as usize % 64, 0);
+            // What a fat binary begins with.
+            assert_eq!(image.bytes[..4], 0xba55_ed50_u32.to_le_bytes(), "{}", image.name);
+        }
+    }
+}
