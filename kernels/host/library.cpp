@@ -34,7 +34,7 @@ dim3 size_of(const uint32_t* xyz) { return {xyz[0], xyz[1], xyz[2]}; }
 extern "C" {
 
 // Counts every change of these functions; the Rust side refuses another.
-__attribute__((visibility("default"))) uint32_t diffnr_executor_version() { return 1; }
+__attribute__((visibility("default"))) uint32_t diffnr_executor_version() { return 2; }
 
 // Launches kernel `name` on `workers` threads and waits for its end. `arguments` are pointers to the arguments, as cuLaunchKernel takes
 // them, `bytes` their sizes, which are compared with the kernel's. Returns 0, or 1 with the reason in `reason`.
@@ -47,6 +47,16 @@ __attribute__((visibility("default"))) int32_t diffnr_executor_launch(const char
     std::string refused = executor::launch(name, launch, arguments, bytes, count);
     snprintf(reason, reason_bytes, "%s", refused.c_str());
     return refused.empty() ? 0 : 1;
+}
+
+// Writes the sizes of a kernel's arguments, no more than `most`, and returns their number; -1 where there is no such kernel.
+__attribute__((visibility("default"))) int32_t diffnr_executor_argument_bytes(const char* name, size_t* bytes, size_t most) {
+    for (const executor::Kernel& kernel : executor::kernels()) {
+        if (strcmp(kernel.name, name) != 0 || kernel.argument_bytes.size() > most) continue;
+        std::copy(kernel.argument_bytes.begin(), kernel.argument_bytes.end(), bytes);
+        return int32_t(kernel.argument_bytes.size());
+    }
+    return -1;
 }
 
 // Under AddressSanitizer: memory that no kernel may touch, and memory that it may. Else nothing.

@@ -6,6 +6,9 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use diffnr::compute::cuda::{CudaCompute, Executor, Launcher, Turns};
+use diffnr::compute::cuda::{Driver, Executor, Launcher, Turns};
+
+use crate::stand_in;
 
 /// Device memory of a test.
 const ARENA_BYTES: usize = 8 << 20;
@@ -58,44 +61,69 @@ impl Carrier {
 
 /// Runs `test` on every carrier of this machine.
 pub(crate) fn on_each(test: &str, work: impl Fn(&Carrier)) {
-    match executor() {
-        Ok(carrier) => work(carrier),
-        Err(reason) => {
-            let line = format!("SKIPPED: {test} on the kernel executor: {reason}\n");
-            // Not by eprintln, of which the test harness shows nothing where tests pass.
-            std::io::stderr().write_all(line.as_bytes()).unwrap();
-        }
+    match carriers() {
+        Ok(carriers) => carriers.iter().for_each(work),
+        Err(reason) => skipped(test, reason),
     }
 }
 
-fn executor() -> &'static Result<Carrier, String> {
-    static EXECUTOR: OnceLock<Result<Carrier, String>> = OnceLock::new();
-    EXECUTOR.get_or_init(|| {
+pub(crate) fn skipped(test: &str, reason: &str) {
+    let line = format!("SKIPPED: {test} on the kernel executor: {reason}\n");
+    // Not by eprintln, of which the test harness shows nothing where tests pass.
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+}
+
+fn carriers() -> &'static Result<Vec<Carrier>, String> {
+    static CARRIERS: OnceLock<Result<Vec<Carrier>, String>> = OnceLock::new();
+    CARRIERS.get_or_init(|| {
         let library = library()?;
         let variant = |workers, turns| -> Make {
             let library = library.clone();
             Box::new(move || Box::new(Executor::load(&library, ARENA_BYTES, workers, turns).unwrap()))
         };
         let variants = vec![variant(1, Turns::Ascending), variant(3, Turns::Ascending), variant(2, Turns::Descending)];
-        Ok(Carrier { name: "kernel executor", variants })
+        Ok(vec![Carrier { name: "kernel executor", variants }, driver()])
     })
 }
 
+/// The driver: on the GPU that `DIFFNR_DEVICE` names by its index, else on the stand-in, whose first device does everything as late as it may.
+fn driver() -> Carrier {
+    if let Some(index) = std::env::var_os("DIFFNR_DEVICE") {
+        let index: usize = index.to_str().unwrap().parse().unwrap();
+        let make = move || -> Box<dyn Launcher> { Box::new(Driver::new(index, ARENA_BYTES).unwrap()) };
+        return Carrier { name: "driver", variants: vec![Box::new(make)] };
+    }
+    let make = || -> Box<dyn Launcher> { Box::new(stand_in::driver(0, ARENA_BYTES).unwrap()) };
+    Carrier { name: "driver on its stand-in", variants: vec![Box::new(make)] }
+}
+
 /// The executor's library: that of `DIFFNR_KERNEL_EXECUTOR`, or built now by the C++ compiler (`CXX`, else `c++`).
-fn library() -> Result<PathBuf, String> {
+pub(crate) fn library() -> Result<PathBuf, String> {
+    static LIBRARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    LIBRARY.get_or_init(built_library).clone()
+}
+
+fn built_library() -> Result<PathBuf, String> {
     if let Some(path) = std::env::var_os("DIFFNR_KERNEL_EXECUTOR") {
         return Ok(path.into());
     }
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host/library.cpp");
     let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{}.so", std::process::id()));
+    build("library.cpp", &library, &[])?;
+    Ok(library)
+}
+
+/// Compiles a file of `kernels/host` as a shared library.
+pub(crate) fn build(source: &str, library: &Path, more: &[&str]) -> Result<(), String> {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host").join(source);
     // The same flags as in the Makefile.
     let output = Command::new(&compiler)
         .args("-std=c++17 -O2 -g1 -fPIC -shared -pthread -ffp-contract=off -Wno-unknown-pragmas -o".split(' '))
-        .args([&library, &source])
+        .args([library, &source])
+        .args(more)
         .output()
         .map_err(|error| format!("no C++ compiler ({compiler}: {error}); install one or set CXX"))?;
     // Sources that do not compile are a fault of theirs, not a lack of the machine's.
     assert!(output.status.success(), "{compiler}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(library)
+    Ok(())
 }

@@ -1,11 +1,13 @@
-//! Every CUDA operation against the CPU's, on all carriers of kernels that this machine has: the executor of `kernels/host` (which needs a
-//! C++ compiler; without one the tests say SKIPPED), a device later.
+//! Every CUDA operation against the CPU's, on all carriers of kernels: the executor of `kernels/host` (which needs a C++ compiler; without one the
+//! tests say SKIPPED), and the driver, on a stand-in for its library that hands kernels to the executor, or on the GPU of
+//! `DIFFNR_DEVICE`.
 //!
 //! A carrier comes in variants (other numbers of threads, another order of a block's threads) that must give the same bits: every test
 //! runs on all of them and compares.
 #![allow(clippy::unwrap_used)]
 
 mod carriers;
+mod driver;
 mod elementwise;
 mod experts;
 mod fdk;
@@ -19,6 +21,7 @@ mod prebuilt;
 mod projectors;
 mod refusals;
 mod scans;
+mod stand_in;
 mod total_variation;
 mod values;
 mod whole;

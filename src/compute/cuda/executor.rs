@@ -15,7 +15,7 @@ use super::super::ComputeError;
 use super::{Arena, Arguments, LaunchShape, Launcher};
 
 /// Version of the library's functions (`kernels/host/library.cpp`).
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What memory holds that nobody has written.
 const UNTOUCHED: u8 = 0xff;
