@@ -22,7 +22,7 @@ constexpr int WARPS = THREADS / 32;
 constexpr int MOST_LEVELS = 32;
 // Outputs of a layer that a thread works out at once.
 constexpr int TILE = 16;
-// Weights from which on a thread sums a tile of 4 x 4 weights' gradients, not one's.
+// Weights of a layer from which on a thread sums gradients by tiles of 4 x 4 of them, not 2 x 2.
 constexpr int MANY_WEIGHTS = 2048;
 constexpr unsigned ALL = 0xffffffffu;
 
@@ -140,51 +140,73 @@ struct Network {
     }
     __device__ __forceinline__ int inputs(int index) const { return index == 0 ? field.inputs() : field.width; }
 
-    template <bool STAGED>
-    __device__ __forceinline__ void forward_layer(int index) const {
-        int width = field.width, count = inputs(index);
-        const float* from = units(index) + point;
-        float* to = units(index + 1) + point;
-        for (int first = part * TILE; first < width; first += parts * TILE) {
-            const float* row = weights + field.layer(index) + first;
-            float sums[TILE];
-#pragma unroll
-            for (int j = 0; j < TILE; j += 4) {
-                float4 w = four<STAGED>(row + count * width + j);
-                sums[j] = w.x, sums[j + 1] = w.y, sums[j + 2] = w.z, sums[j + 3] = w.w;
-            }
-#pragma unroll 2
-            for (int i = 0; i < count; i++, row += width) {
-                float x = from[i * stride];
-#pragma unroll
-                for (int j = 0; j < TILE; j += 4) {
-                    float4 w = four<STAGED>(row + j);
-                    sums[j] = fmaf(x, w.x, sums[j]), sums[j + 1] = fmaf(x, w.y, sums[j + 1]);
-                    sums[j + 2] = fmaf(x, w.z, sums[j + 2]), sums[j + 3] = fmaf(x, w.w, sums[j + 3]);
-                }
-            }
-#pragma unroll
-            for (int j = 0; j < TILE; j++) to[(first + j) * stride] = sums[j] > 0.0f ? sums[j] : field.leak * sums[j];
-        }
+    // Waits for the other parts of the points; a part that is alone reads only what it has written.
+    __device__ __forceinline__ void wait() const {
+        if (parts > 1) __syncthreads();
     }
 
-    // What softplus takes, from the features, which all parts have written. All threads must call it.
-    __device__ __forceinline__ float forward() const {
-        for (int index = 0; index < field.hidden; index++) {
-            __syncthreads();
-            if (field.staged) forward_layer<true>(index);
-            else forward_layer<false>(index);
+    // Units first .. first + TILE of a hidden layer, from those of the layer before.
+    template <bool STAGED>
+    __device__ __forceinline__ void tile(int index, int first, float (&sums)[TILE]) const {
+        int width = field.width, count = inputs(index);
+        const float* from = units(index) + point;
+        const float* row = weights + field.layer(index) + first;
+#pragma unroll
+        for (int j = 0; j < TILE; j += 4) {
+            float4 w = four<STAGED>(row + count * width + j);
+            sums[j] = w.x, sums[j + 1] = w.y, sums[j + 2] = w.z, sums[j + 3] = w.w;
         }
-        __syncthreads();
+#pragma unroll 2
+        for (int i = 0; i < count; i++, row += width) {
+            float x = from[i * stride];
+#pragma unroll
+            for (int j = 0; j < TILE; j += 4) {
+                float4 w = four<STAGED>(row + j);
+                sums[j] = fmaf(x, w.x, sums[j]), sums[j + 1] = fmaf(x, w.y, sums[j + 1]);
+                sums[j + 2] = fmaf(x, w.z, sums[j + 2]), sums[j + 3] = fmaf(x, w.w, sums[j + 3]);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < TILE; j++) sums[j] = sums[j] > 0.0f ? sums[j] : field.leak * sums[j];
+    }
+
+    // What softplus takes, from the features, which all parts have written. `KEEP`: all units are left for `backward`. All threads must call it.
+    template <bool STAGED, bool KEEP>
+    __device__ __forceinline__ float forward_staged() const {
+        int width = field.width;
         const float* last = weights + field.layer(field.hidden);
+        float logit = last[width], sums[TILE];
+        // Units that nobody else reads need not be stored.
+        int stored = KEEP || parts > 1 ? field.hidden : field.hidden - 1;
+        for (int index = 0; index < stored; index++) {
+            wait();
+            float* to = units(index + 1) + point;
+            for (int first = part * TILE; first < width; first += parts * TILE) {
+                tile<STAGED>(index, first, sums);
+#pragma unroll
+                for (int j = 0; j < TILE; j++) to[(first + j) * stride] = sums[j];
+            }
+        }
+        wait();
         const float* from = units(field.hidden) + point;
-        float logit = last[field.width];
-        for (int o = 0; o < field.width; o += 4) {
-            float4 w = load4(last, o, o + 4);
-            logit = fmaf(from[o * stride], w.x, logit), logit = fmaf(from[(o + 1) * stride], w.y, logit);
-            logit = fmaf(from[(o + 2) * stride], w.z, logit), logit = fmaf(from[(o + 3) * stride], w.w, logit);
+        for (int first = 0; first < width; first += TILE) {
+            if (stored < field.hidden) {
+                tile<STAGED>(stored, first, sums);
+            } else {
+#pragma unroll
+                for (int j = 0; j < TILE; j++) sums[j] = from[(first + j) * stride];
+            }
+#pragma unroll
+            for (int j = 0; j < TILE; j += 4) {
+                float4 w = four<STAGED>(last + first + j);
+                logit = fmaf(sums[j], w.x, fmaf(sums[j + 1], w.y, fmaf(sums[j + 2], w.z, fmaf(sums[j + 3], w.w, logit))));
+            }
         }
         return logit;
+    }
+    template <bool KEEP>
+    __device__ __forceinline__ float forward() const {
+        return field.staged ? forward_staged<true, KEEP>() : forward_staged<false, KEEP>();
     }
 
     // Slope of the activation of a unit.
@@ -217,15 +239,16 @@ struct Network {
         }
     }
 
-    // Adds the points' gradients by a layer's weights and biases, the latter as those of an input that is 1 everywhere: rows `from` (inputs)
-    // times rows `by` (outputs). A weight is always the same thread's.
+    // Adds the gradients by a layer's weights and biases, the latter as those of an input that is 1 everywhere, of the points first .. end: rows
+    // `from` (inputs) times rows `by` (outputs), in tiles of HIGH x WIDE weights that the threads share.
     template <int HIGH, int WIDE>
-    __device__ __forceinline__ void add_products(const float* from, int count, const float* by, int outputs, float* sums) const {
-        int across = (outputs + WIDE - 1) / WIDE, tiles = (count + 1 + HIGH - 1) / HIGH * across;
-        for (int tile = int(threadIdx.x); tile < tiles; tile += THREADS) {
+    __device__ __forceinline__ void add_products(const float* from, int count, const float* by, int outputs, float* sums,
+                                                 int thread, int threads, int first, int end) const {
+        int across = (outputs + WIDE - 1) / WIDE, tiles = (count + HIGH) / HIGH * across;
+        for (int tile = thread; tile < tiles; tile += threads) {
             int row = tile / across * HIGH, column = tile % across * WIDE;
             float sum[HIGH][WIDE] = {};
-            for (int p = 0; p < field.points; p += 4) {
+            for (int p = first; p < end; p += 4) {
                 float4 a[HIGH], b[WIDE];
 #pragma unroll
                 for (int i = 0; i < HIGH; i++) {
@@ -255,13 +278,30 @@ struct Network {
         }
     }
 
-    // After `forward`, with every layer kept: given the gradient by this thread's logit, the gradients by the features take the features'
+    // The same of all points, into the sums of layer `index`. A sum is always the same thread's. Small networks have a copy a warp, which sums
+    // its quarter of the points; of others all threads share the weights.
+    __device__ __forceinline__ void add_layer(int index, const float* by, int outputs, float* sums) const {
+        const float* from = units(index);
+        int count = inputs(index), thread = int(threadIdx.x);
+        sums += field.layer(index);
+        if (field.sums_staged) {
+            int warp = thread / 32, quarter = field.points / WARPS;
+            add_products<2, 2>(from, count, by, outputs, sums + warp * field.network(), thread % 32, 32, warp * quarter,
+                               (warp + 1) * quarter);
+        } else if (count * outputs < MANY_WEIGHTS) {
+            add_products<2, 2>(from, count, by, outputs, sums, thread, THREADS, 0, field.points);
+        } else {
+            add_products<4, 4>(from, count, by, outputs, sums, thread, THREADS, 0, field.points);
+        }
+    }
+
+    // After `forward<true>`, with every layer kept: given the gradient by this thread's logit, the gradients by the features take the features'
     // place and those by the network are added to `sums`. `top` holds a float a point. All threads must call it.
     __device__ __forceinline__ void backward(float by_logit, float* top, float* sums) const {
         int hidden = field.hidden, width = field.width;
         if (part == 0) top[point] = by_logit;
         __syncthreads();
-        add_products<1, 1>(units(hidden), width, top, 1, sums + field.layer(hidden));
+        add_layer(hidden, top, 1, sums);
         __syncthreads();
         const float* last = weights + field.layer(hidden);
         for (int o = part; o < width; o += parts) {
@@ -269,11 +309,8 @@ struct Network {
             unit = by_logit * last[o] * slope(unit);
         }
         for (int index = hidden - 1; index >= 0; index--) {
-            int count = inputs(index);
-            float* to = sums + field.layer(index);
             __syncthreads();
-            if (count * width < MANY_WEIGHTS) add_products<1, 1>(units(index), count, units(index + 1), width, to);
-            else add_products<4, 4>(units(index), count, units(index + 1), width, to);
+            add_layer(index, units(index + 1), width, sums);
             __syncthreads();
             if (field.staged) backward_layer<true>(index);
             else backward_layer<false>(index);

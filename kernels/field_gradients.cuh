@@ -33,21 +33,27 @@ struct FixedSums {
     }
 };
 
+// Floats of a block's gradient by the network in shared memory, a copy a warp; rounded so that what follows is aligned.
+__device__ __forceinline__ int sums_floats(const Field& field) {
+    return field.sums_staged ? (WARPS * field.network() + 3) / 4 * 4 : 0;
+}
+
 // A block's gradient by the network: in shared memory where it is small, else in the block's own partial sums. The caller waits.
 __device__ __forceinline__ float* begin_sums(const Field& field, float* room, float* partials) {
     float* sums = field.sums_staged ? room : partials + static_cast<long long>(blockIdx.x) * field.network();
-    for (int i = int(threadIdx.x); i < field.network(); i += THREADS) sums[i] = 0.0f;
+    int count = field.sums_staged ? WARPS * field.network() : field.network();
+    for (int i = int(threadIdx.x); i < count; i += THREADS) sums[i] = 0.0f;
     return sums;
 }
 
 __device__ __forceinline__ void finish_sums(const Field& field, const float* sums, float* partials) {
     if (!field.sums_staged) return;
     __syncthreads();
-    float* to = partials + static_cast<long long>(blockIdx.x) * field.network();
-    for (int i = int(threadIdx.x); i < field.network(); i += THREADS) to[i] = sums[i];
+    int count = field.network();
+    float* to = partials + static_cast<long long>(blockIdx.x) * count;
+    for (int i = int(threadIdx.x); i < count; i += THREADS) {
+        to[i] = sums[i] + sums[count + i] + sums[2 * count + i] + sums[3 * count + i];
+    }
 }
-
-// Floats of the sums in shared memory, so that what follows is aligned.
-__device__ __forceinline__ int sums_floats(const Field& field) { return field.sums_staged ? (field.network() + 3) / 4 * 4 : 0; }
 
 }  // namespace field

@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(field::THREADS, 5)
             for (int first = 0; first < rays.samples; first += 32) {
                 float3 at = field::sample_of(rays, chord, ray, first, shared.words[threadIdx.x / 32]);
                 field::encode_point(field, layers, shared.levels, tables, at);
-                float value = field::softplus(layers.forward());
+                float value = field::softplus(layers.forward<false>());
                 if (first + lane < rays.samples) sum += value;
             }
         }

@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(field::THREADS, 4)
             float by = first + lane < rays.samples ? by_value * field.unit : 0.0f;
             float3 at = field::sample_of(rays, chord, ray, first, shared.words[threadIdx.x / 32]);
             field::encode_point(field, layers, shared.levels, tables, at);
-            float logit = layers.forward();
+            float logit = layers.forward<true>();
             layers.backward(by * field::softplus_slope(logit), top, by_network);
             for (int index = layers.part; index < field.levels; index += layers.parts) {
                 const field::Level& level = shared.levels[index];

@@ -13,7 +13,7 @@
 // Order: a voxel hangs on nothing but its own point.
 #include "field_rows.cuh"
 
-extern "C" __global__ void __launch_bounds__(field::THREADS, 6)
+extern "C" __global__ void __launch_bounds__(field::THREADS, 5)
     field_voxelise(field::Field field, field::Grid grid, const field::LevelRecord* __restrict__ levels,
                    const float* __restrict__ tables, const float* __restrict__ network, float* __restrict__ volume) {
     __shared__ field::RowShared shared;
@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(field::THREADS, 6)
         float value = 0.0f;
         if (__syncthreads_or(place.inside)) {
             field::encode_all(field, layers, tables, place, shared);
-            value = field.unit * field::softplus(layers.forward());
+            value = field.unit * field::softplus(layers.forward<false>());
         }
         if (layers.part == 0 && place.voxel >= 0) volume[place.voxel] = place.inside ? value : 0.0f;
     }

@@ -91,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(field::THREADS, 4)
         // Nothing comes of no gradient. `!=` lets NaN through.
         if (!__syncthreads_or(by != 0.0f)) continue;
         field::encode_all(field, layers, tables, place, shared);
-        float logit = layers.forward();
+        float logit = layers.forward<true>();
         layers.backward(by * field.unit * field::softplus_slope(logit), top, by_network);
         for (int index = layers.part; index < field.levels; index += layers.parts) {
             const float* rows = layers.units(0) + index * field.features * layers.stride + layers.point / 32 * 32;

@@ -14,9 +14,9 @@ const MOST_LEVELS: usize = 32;
 /// Threads of a block.
 pub(super) const THREADS: usize = 128;
 
-/// Floats of a network, or of its gradient, that a block holds in shared memory.
+/// Floats of a network that a block holds in shared memory, and of one that it holds the gradient of as well, a copy a warp.
 const STAGED: usize = 8192;
-const SUMS_STAGED: usize = 2048;
+const SUMS_STAGED: usize = 1024;
 
 /// Bytes that a batch's activations take at the most, unless 32 points need more.
 const BATCH_BYTES: usize = 32 << 10;
@@ -103,11 +103,11 @@ impl Batch {
         let bytes = |points: usize| rows * (points + 4) * size_of::<f32>();
         let points = [128, 64].into_iter().find(|&points| bytes(points) <= BATCH_BYTES).unwrap_or(32);
         let network = shape.network_len();
-        let floats = |staged: bool| if staged { network.next_multiple_of(4) * size_of::<f32>() } else { 0 };
+        let floats = |count: usize| count.next_multiple_of(4) * size_of::<f32>();
         let sums_staged = gradients && network <= SUMS_STAGED;
-        let (batch, sums) = (bytes(points), floats(sums_staged));
+        let (batch, sums) = (bytes(points), if sums_staged { floats(THREADS / 32 * network) } else { 0 });
         let left = SHARED_BYTES.saturating_sub(FIXED_BYTES + batch + sums);
-        let staged = network <= STAGED && floats(true) <= left;
+        let staged = network <= STAGED && floats(network) <= left;
         if FIXED_BYTES + batch + sums > SHARED_BYTES {
             return Err(ComputeError::Setting {
                 of: operation,
@@ -116,7 +116,7 @@ impl Batch {
                 requirement: "more units than a block's shared memory holds; take a narrower network",
             });
         }
-        Ok(Self { points, staged, sums_staged, shared_bytes: batch + sums + floats(staged) })
+        Ok(Self { points, staged, sums_staged, shared_bytes: batch + sums + if staged { floats(network) } else { 0 } })
     }
 
     /// Batches of a grid of so many voxels along x, y, z: 32 of a row in each warp.
