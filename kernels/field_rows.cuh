@@ -36,11 +36,11 @@ struct Place {
     long long voxel;
 };
 
-// Batches of a grid.
-__device__ __forceinline__ long long batches(const Field& field, const Grid& grid) {
-    long long segments = static_cast<long long>(grid.voxels[0]) * grid.voxels[1] * ((grid.voxels[2] + 31) / 32);
+// Segments of 32 voxels along z in a row, and batches of a grid; the host sees to it that segments are counted in 31 bits (64-bit divisions are dear).
+__device__ __forceinline__ int segments_of_row(const Grid& grid) { return (grid.voxels[2] + 31) / 32; }
+__device__ __forceinline__ int batches(const Field& field, const Grid& grid) {
     int of_batch = field.points / 32;
-    return (segments + of_batch - 1) / of_batch;
+    return (grid.voxels[0] * grid.voxels[1] * segments_of_row(grid) - 1) / of_batch + 1;
 }
 
 // Whether a coordinate from the box's lower face lies in the box. The faces belong to it, rounding included.
@@ -50,13 +50,13 @@ __device__ __forceinline__ bool holds(const Grid& grid, int axis, double at_mm) 
 }
 
 // This lane's point among the 32 of segment `segment` (segments follow each other along z, then y, then x).
-__device__ __forceinline__ Place locate(const Grid& grid, long long segment, unsigned* words) {
-    int lane = int(threadIdx.x) % 32, of_row = (grid.voxels[2] + 31) / 32;
-    long long rows = static_cast<long long>(grid.voxels[0]) * grid.voxels[1], row = segment / of_row;
-    int k = int(segment - row * of_row) * 32 + lane;
+__device__ __forceinline__ Place locate(const Grid& grid, int segment, unsigned* words) {
+    int lane = int(threadIdx.x) % 32, of_row = segments_of_row(grid), rows = grid.voxels[0] * grid.voxels[1];
+    int row = segment / of_row, k = (segment - row * of_row) * 32 + lane;
     Place place;
-    place.voxel = row < rows && k < grid.voxels[2] ? row * grid.voxels[2] + k : -1;
+    place.voxel = row < rows && k < grid.voxels[2] ? static_cast<long long>(row) * grid.voxels[2] + k : -1;
     row = min(row, rows - 1);
+    int ix = row / grid.voxels[1], iy = row - ix * grid.voxels[1];
     float offset_x = 0.5f, offset_y = 0.5f, offset_z = 0.5f;
     if (grid.jitter) {
         // A row's stream: x, y, then a number a voxel. Those of 32 voxels lie in three blocks.
@@ -69,8 +69,8 @@ __device__ __forceinline__ Place locate(const Grid& grid, long long segment, uns
         offset_x = chacha::uniform(words[0]), offset_y = chacha::uniform(words[1]);
         offset_z = chacha::uniform(words[chacha::WORDS + 2 + lane]);
     }
-    double x = (double(row / grid.voxels[1]) + double(offset_x)) * grid.voxel_mm[0] - grid.low_mm[0];
-    double y = (double(row % grid.voxels[1]) + double(offset_y)) * grid.voxel_mm[1] - grid.low_mm[1];
+    double x = (double(ix) + double(offset_x)) * grid.voxel_mm[0] - grid.low_mm[0];
+    double y = (double(iy) + double(offset_y)) * grid.voxel_mm[1] - grid.low_mm[1];
     place.z = float(k) + offset_z;
     double z = double(place.z) * grid.voxel_mm[2] - grid.low_mm[2];
     place.inside = place.voxel >= 0 && holds(grid, 0, x) && holds(grid, 1, y) && holds(grid, 2, z);

@@ -22,8 +22,8 @@ extern "C" __global__ void __launch_bounds__(field::THREADS, 5)
     const float* weights = field::stage_network(field, network, room);
     field::Network layers(field, min(field.hidden, 2), weights, room + field::staged_floats(field));
     int of_batch = field.points / 32;
-    long long count = field::batches(field, grid);
-    for (long long batch = blockIdx.x; batch < count; batch += gridDim.x) {
+    int count = field::batches(field, grid);
+    for (int batch = int(blockIdx.x); batch < count; batch += int(gridDim.x)) {
         field::Place place =
             field::locate(grid, batch * of_batch + layers.point / 32, shared.words[threadIdx.x / 32]);
         float value = 0.0f;

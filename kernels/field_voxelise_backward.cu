@@ -84,8 +84,8 @@ extern "C" __global__ void __launch_bounds__(field::THREADS, 4)
     float* by_network = field::begin_sums(field, room, partials);
     field::Network layers(field, field.hidden, weights, room + field::sums_floats(field));
     int of_batch = field.points / 32, warp = int(threadIdx.x) / 32;
-    long long count = field::batches(field, grid);
-    for (long long batch = blockIdx.x; batch < count; batch += gridDim.x) {
+    int count = field::batches(field, grid);
+    for (int batch = int(blockIdx.x); batch < count; batch += int(gridDim.x)) {
         field::Place place = field::locate(grid, batch * of_batch + layers.point / 32, shared.words[warp]);
         float by = place.inside ? __ldg(by_volume + place.voxel) : 0.0f;
         // Nothing comes of no gradient. `!=` lets NaN through.

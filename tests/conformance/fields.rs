@@ -150,7 +150,7 @@ pub(crate) fn any_shape() -> impl Strategy<Value = FieldShape> {
 }
 
 /// Of the largest gradient by the tables or the network. Sums over up to some ten thousand points of either sign, in another order, and units that
-/// rounding puts on the other side of their kink.
+/// rounding puts on the other side of their kink. Found: 4e-6.
 const GRADIENTS: f32 = 2e-5;
 
 /// Gradients by tables and network, added to what stood there, are the expected ones. Level by level: they differ in size.

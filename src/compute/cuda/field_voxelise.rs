@@ -42,6 +42,9 @@ impl GridArgument {
         jitter: Option<FieldJitter>,
     ) -> Result<Self, ComputeError> {
         let [x, y, z] = grid.voxels;
+        // Kernels count rows of 32 voxels, those of the last batch's excess included.
+        let segments = x.saturating_mul(y).saturating_mul(z.div_ceil(32));
+        count(operation, "rows of 32 voxels", segments.saturating_add(MOST_BLOCKS * THREADS))?;
         let corner_mm = grid.centre_mm - 0.5 * grid.size_mm();
         Ok(Self {
             voxel_mm: grid.voxel_mm.to_array(),

@@ -29,10 +29,11 @@ pub fn field_voxelise_backward(
     if by_volume.is_empty() {
         return Ok(());
     }
+    let of_grid = GridArgument::new(OPERATION, grid, field.table.layout(), jitter)?;
     let shape = adjoint.begin(by_volume, 1.0, adjoint.batch.of_voxels(grid.voxels))?;
     let arguments = Arguments::new()
         .value(field.argument(&adjoint.batch))
-        .value(GridArgument::new(OPERATION, grid, field.table.layout(), jitter)?)
+        .value(of_grid)
         .read(field.table.levels())
         .read(field.tables)
         .read(field.network)
