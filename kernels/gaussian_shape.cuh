@@ -65,6 +65,32 @@ __device__ __forceinline__ float inverse(float x) {
 #endif
 }
 
+// The same in float64: the device's guess and two steps of Newton's, without the calls that the library's division and root are. For what is above
+// 0 and neither tiny nor huge.
+__device__ __forceinline__ double inverse(double x) {
+#ifdef __CUDACC__
+    double result;
+    asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(result) : "d"(x));
+    result = fma(result, fma(-x, result, 1.0), result);
+    return fma(result, fma(-x, result, 1.0), result);
+#else
+    return 1.0 / x;
+#endif
+}
+
+__device__ __forceinline__ double inverse_root(double x) {
+#ifdef __CUDACC__
+    double result;
+    asm("rsqrt.approx.ftz.f64 %0, %1;" : "=d"(result) : "d"(x));
+    result = fma(0.5 * result, fma(-x * result, result, 1.0), result);
+    return fma(0.5 * result, fma(-x * result, result, 1.0), result);
+#else
+    return 1.0 / sqrt(x);
+#endif
+}
+
+__device__ __forceinline__ double root(double x) { return x * inverse_root(x); }
+
 struct Vector {
     double x, y, z;
 };
@@ -96,20 +122,20 @@ struct Symmetric {
     }
 };
 
-// What is between parameters and Shape: the Gaussian's own axes in the world, the unit quaternion and the stored one's length, s^2, s'^2
-// and the product of s / s'.
+// What is between parameters and Shape: the Gaussian's own axes in the world, the unit quaternion and one over the stored one's length, s^2,
+// s'^2, one over it and the product of s / s'.
 struct Axes {
     Vector axes[3];
-    double w, x, y, z, length;
-    double square[3], low_passed[3], kept;
+    double w, x, y, z, per_length;
+    double square[3], low_passed[3], per_low_passed[3], kept;
 };
 
-// A Gaussian after the low pass; `volume` is the product of the three s'.
+// A Gaussian after the low pass; `det` is the product of the three s'^2.
 struct Shape {
     Vector centre;
     double amplitude;
     Symmetric covariance, precision;
-    double volume;
+    double det;
 };
 
 // Gradients by what a Shape holds.
@@ -146,22 +172,22 @@ __device__ __forceinline__ Axes axes_of(const Set& set, const float* __restrict_
     Axes a;
     double w = parameter(set, parameters, 7, i), x = parameter(set, parameters, 8, i);
     double y = parameter(set, parameters, 9, i), z = parameter(set, parameters, 10, i);
-    a.length = sqrt(w * w + x * x + y * y + z * z);
-    double per_length = 1.0 / a.length;
-    w *= per_length, x *= per_length, y *= per_length, z *= per_length;
+    a.per_length = inverse_root(w * w + x * x + y * y + z * z);
+    w *= a.per_length, x *= a.per_length, y *= a.per_length, z *= a.per_length;
     a.w = w, a.x = x, a.y = y, a.z = z;
     a.axes[0] = {1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y + w * z), 2.0 * (x * z - w * y)};
     a.axes[1] = {2.0 * (x * y - w * z), 1.0 - 2.0 * (x * x + z * z), 2.0 * (y * z + w * x)};
     a.axes[2] = {2.0 * (x * z + w * y), 2.0 * (y * z - w * x), 1.0 - 2.0 * (x * x + y * y)};
     double low_pass = double(set.low_pass_mm) * double(set.low_pass_mm);
-    double kept = 1.0;
 #pragma unroll
     for (int k = 0; k < 3; k++) {
         a.square[k] = exp(2.0 * double(parameter(set, parameters, 4 + k, i)));
         a.low_passed[k] = a.square[k] + low_pass;
-        kept *= a.square[k] / a.low_passed[k];
     }
-    a.kept = sqrt(kept);
+    // One inverse for all three.
+    double u = a.low_passed[0], v = a.low_passed[1], t = a.low_passed[2], per_all = inverse(u * v * t);
+    a.per_low_passed[0] = v * t * per_all, a.per_low_passed[1] = u * t * per_all, a.per_low_passed[2] = u * v * per_all;
+    a.kept = root(a.square[0] * a.square[1] * a.square[2] * per_all);
     return a;
 }
 
@@ -171,11 +197,11 @@ __device__ __forceinline__ Shape shape_of(const Set& set, const Axes& a, const f
 #pragma unroll
     for (int k = 0; k < 3; k++) {
         shape.covariance.add_square(a.low_passed[k], a.axes[k]);
-        shape.precision.add_square(1.0 / a.low_passed[k], a.axes[k]);
+        shape.precision.add_square(a.per_low_passed[k], a.axes[k]);
     }
     shape.centre = {parameter(set, parameters, 1, i), parameter(set, parameters, 2, i), parameter(set, parameters, 3, i)};
     shape.amplitude = double(densities[i]) * a.kept;
-    shape.volume = sqrt(a.low_passed[0] * a.low_passed[1] * a.low_passed[2]);
+    shape.det = a.low_passed[0] * a.low_passed[1] * a.low_passed[2];
     return shape;
 }
 
@@ -189,9 +215,9 @@ __device__ __forceinline__ void add_by_parameters(const Set& set, const Axes& a,
 #pragma unroll
     for (int k = 0; k < 3; k++) {
         Vector wide = a.low_passed[k] * by.covariance.times(a.axes[k]);
-        Vector narrow = (1.0 / a.low_passed[k]) * by.precision.times(a.axes[k]);
+        Vector narrow = a.per_low_passed[k] * by.precision.times(a.axes[k]);
         by_axes[k] = 2.0 * (wide + narrow);
-        double share = a.square[k] / a.low_passed[k];
+        double share = a.square[k] * a.per_low_passed[k];
         double by_low_passed = 2.0 * dot(a.axes[k], wide - narrow) + by.log_volume;
         add(4 + k, share * by_low_passed + (1.0 - share) * by.amplitude * amplitude);
     }
@@ -204,7 +230,7 @@ __device__ __forceinline__ void add_by_parameters(const Set& set, const Axes& a,
     double by_y = 2.0 * (-2.0 * y * r0.x + x * r0.y - w * r0.z + x * r1.x + z * r1.z + w * r2.x + z * r2.y - 2.0 * y * r2.z);
     double by_z = 2.0 * (-2.0 * z * r0.x + w * r0.y + x * r0.z - w * r1.x - 2.0 * z * r1.y + y * r1.z + x * r2.x + y * r2.y);
     // The quaternion's length has no effect.
-    double along = by_w * w + by_x * x + by_y * y + by_z * z, per_length = 1.0 / a.length;
+    double along = by_w * w + by_x * x + by_y * y + by_z * z, per_length = a.per_length;
     add(7, (by_w - along * w) * per_length), add(8, (by_x - along * x) * per_length);
     add(9, (by_y - along * y) * per_length), add(10, (by_z - along * z) * per_length);
 }

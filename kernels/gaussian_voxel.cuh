@@ -12,10 +12,10 @@ namespace gaussians {
 // Voxels of a tile along x, y, z.
 constexpr int TILE_X = 8, TILE_Y = 8, TILE_Z = 16;
 
-// `GridArgument` of src/compute/cuda/gaussian_voxelise.rs is the same. `origin` is the centre of voxel (0, 0, 0).
+// `GridArgument` of src/compute/cuda/gaussian_voxelise.rs is the same. `origin` is the centre of voxel (0, 0, 0), `per_mm` one over `voxel`.
 struct Grid {
     int voxels_x, voxels_y, voxels_z, padding;
-    Vector origin_mm, voxel_mm;
+    Vector origin_mm, voxel_mm, per_mm;
 
     __device__ __forceinline__ int tiles_y() const { return (voxels_y + TILE_Y - 1) / TILE_Y; }
     __device__ __forceinline__ int tiles_z() const { return (voxels_z + TILE_Z - 1) / TILE_Z; }
@@ -54,38 +54,42 @@ struct Placed {
     double my, zx, zy;
 };
 
-__device__ __forceinline__ Placed placed(const Vector& step, const Shape& shape) {
-    const Symmetric &s = shape.covariance, &p = shape.precision;
-    double per_zz = 1.0 / (p.zz * step.z);
-    return {s.xy * step.x / (s.xx * step.y), -p.xz * step.x * per_zz, -p.yz * step.y * per_zz};
+__device__ __forceinline__ Placed placed(const Grid& grid, const Shape& shape, double per_xx, double per_zz) {
+    const Vector &step = grid.voxel_mm, &per = grid.per_mm;
+    const Symmetric& p = shape.precision;
+    return {shape.covariance.xy * per_xx * step.x * per.y, -p.xz * step.x * per.z * per_zz, -p.yz * step.y * per.z * per_zz};
 }
 
 // How a grid holds a Gaussian.
 __device__ __forceinline__ VoxelFootprint place(const Grid& grid, const Shape& shape) {
     VoxelFootprint f = {};
     f.reach_z = -1.0f;
-    Vector step = grid.voxel_mm, from = shape.centre - grid.origin_mm;
-    Vector centre = {from.x / step.x, from.y / step.y, from.z / step.z};
-    const Symmetric &s = shape.covariance, &p = shape.precision;
-    Vector reach = {sqrt(CUTOFF * s.xx) / step.x, sqrt(CUTOFF * s.yy) / step.y, sqrt(CUTOFF * s.zz) / step.z};
+    const Vector &step = grid.voxel_mm, &per = grid.per_mm;
+    Vector from = shape.centre - grid.origin_mm;
+    Vector centre = {from.x * per.x, from.y * per.y, from.z * per.z};
+    const Symmetric& s = shape.covariance;
+    // Where lists and walks look, a little more: float32 will do.
+    constexpr float CUT = float(CUTOFF);
+    float reach_x = root(CUT * float(s.xx)) * float(per.x), reach_y = root(CUT * float(s.yy)) * float(per.y);
+    float reach_z = root(CUT * float(s.zz)) * float(per.z);
     // Beyond 1e6 voxels float32 would have no digits left.
     bool held = fabs(centre.x) <= 1e6 && fabs(centre.y) <= 1e6 && fabs(centre.z) <= 1e6;
-    held = held && centre.x + reach.x >= 0.0 && centre.x - reach.x <= double(grid.voxels_x - 1);
-    held = held && centre.y + reach.y >= 0.0 && centre.y - reach.y <= double(grid.voxels_y - 1);
-    held = held && centre.z + reach.z >= 0.0 && centre.z - reach.z <= double(grid.voxels_z - 1);
+    held = held && centre.x + reach_x >= 0.0 && centre.x - reach_x <= double(grid.voxels_x - 1);
+    held = held && centre.y + reach_y >= 0.0 && centre.y - reach_y <= double(grid.voxels_y - 1);
+    held = held && centre.z + reach_z >= 0.0 && centre.z - reach_z <= double(grid.voxels_z - 1);
     if (!held) return f;
-    double sxx = s.xx / (step.x * step.x), pzz = p.zz * step.z * step.z;
-    // The product of the three pivots is the determinant. All factors are positive: nothing is lost.
-    double edge = shape.volume / (step.x * step.y * step.z);
-    double syy = edge * edge * pzz / sxx;
-    Placed shear = placed(step, shape);
+    // The product of the three pivots is the determinant. All factors are positive: nothing is lost. One inverse for all.
+    double edges = per.x * per.y * per.z, square = shape.det * edges * edges, zz = shape.precision.zz;
+    double per_all = inverse(s.xx * zz * square), per_xx = zz * square * per_all;
+    Placed shear = placed(grid, shape, per_xx, s.xx * square * per_all);
     f.amplitude = float(shape.amplitude);
-    f.kx = float(Y_OF_Q / sxx), f.ky = float(Y_OF_Q / syy), f.kz = float(Y_OF_Q * pzz);
+    f.kx = float(Y_OF_Q * step.x * step.x * per_xx), f.kz = float(Y_OF_Q * zz * step.z * step.z);
+    f.ky = float(Y_OF_Q * s.xx * per.x * per.x * per.z * per.z * s.xx * per_all);
     f.my = float(shear.my), f.zx = float(shear.zx), f.zy = float(shear.zy);
     Vector voxel = {rint(centre.x), rint(centre.y), rint(centre.z)};
     f.voxel_x = int(voxel.x), f.voxel_y = int(voxel.y), f.voxel_z = int(voxel.z);
     f.fraction_x = float(centre.x - voxel.x), f.fraction_y = float(centre.y - voxel.y), f.fraction_z = float(centre.z - voxel.z);
-    f.reach_x = float(reach.x), f.reach_y = float(reach.y), f.reach_z = float(reach.z);
+    f.reach_x = reach_x, f.reach_y = reach_y, f.reach_z = reach_z;
     return f;
 }
 

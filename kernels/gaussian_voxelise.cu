@@ -41,7 +41,7 @@ __device__ __forceinline__ float voxel_value(float y) {
 
 }  // namespace gaussians
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 4)
     place_gaussians(gaussians::Set set, gaussians::Grid grid, const float* __restrict__ parameters,
                     const float* __restrict__ densities, float4* __restrict__ records, unsigned* __restrict__ unsound) {
     using namespace gaussians;

@@ -142,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(128)
     Axes axes = axes_of(set, parameters, i);
     Shape shape = shape_of(set, axes, parameters, densities, i);
     Vector step = grid.voxel_mm;
-    Placed shear = placed(step, shape);
+    Placed shear = placed(grid, shape, inverse(shape.covariance.xx), inverse(shape.precision.zz));
     // (x, y, z) = x of_x + e of_e + f of_f, in mm.
     Vector of_x = {step.x, step.y * shear.my, step.z * (shear.zx + shear.zy * shear.my)};
     Vector of_e = {0.0, step.y, step.z * shear.zy}, of_f = {0.0, 0.0, step.z};

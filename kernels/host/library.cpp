@@ -13,6 +13,8 @@
 #include "../filter_rows.cu"
 #include "../forward_project.cu"
 #include "../gaussian_lists.cu"
+#include "../gaussian_project.cu"
+#include "../gaussian_project_backward.cu"
 #include "../gaussian_step.cu"
 #include "../gaussian_voxelise.cu"
 #include "../gaussian_voxelise_backward.cu"

@@ -6,6 +6,7 @@ use bytemuck::Pod;
 
 use super::super::ComputeError;
 use super::super::gaussians::GaussianWorkload;
+use super::gaussian_project::{RECORD, pixel_tiles};
 use super::gaussian_voxelise::voxel_tiles;
 use super::{Arguments, DeviceSlice, LaunchShape, Launcher, count};
 
@@ -14,9 +15,6 @@ const PASSES: usize = 3;
 const CHUNK: usize = 32;
 const THREADS: u32 = 256;
 
-/// Floats of a record of the longer kind.
-const RECORD: usize = 20;
-
 /// Entries that a pass has room for: a Gaussian of which the deviation is a voxel touches about five tiles. And the least, a tile.
 const ENTRIES: usize = 8;
 const ENTRIES_OF_A_TILE: usize = 64;
@@ -24,7 +22,7 @@ const ENTRIES_OF_A_TILE: usize = 64;
 /// Blocks that count and fill: as many as run at once on a large device.
 const BLOCKS: usize = 132 * 8;
 
-/// Memory that the operations of Gaussians share: 112 bytes a Gaussian, and 260 a tile if that is more.
+/// Memory that the operations of Gaussians share: 113 bytes a Gaussian (or 81, and 260 a tile, if that is more), and four a pixel of a view.
 #[derive(Debug, Clone, Copy)]
 pub struct GaussianRoom {
     capacity: usize,
@@ -35,6 +33,8 @@ pub struct GaussianRoom {
     bounds: DeviceSlice<u32>,
     ends: DeviceSlice<u32>,
     list: DeviceSlice<u32>,
+    /// A view's gradient times the pixels' lengths.
+    pixels: DeviceSlice<f32>,
 }
 
 /// The kernels that count and fill in what they know the shape of.
@@ -54,12 +54,12 @@ pub(super) struct Pass {
     pub(super) list: DeviceSlice<u32>,
 }
 
-/// Words of records, chunks, tiles and list.
-fn words(workload: &GaussianWorkload) -> [usize; 4] {
-    let n = workload.gaussians;
-    let tiles = voxel_tiles(workload.voxels);
+/// Words of records, chunks, tiles, list and pixels.
+fn words(workload: &GaussianWorkload) -> [usize; 5] {
+    let (n, columns, rows) = (workload.gaussians, workload.columns, workload.rows);
+    let tiles = voxel_tiles(workload.voxels).max(pixel_tiles(columns, rows));
     let list = ENTRIES.saturating_mul(n).max(ENTRIES_OF_A_TILE.saturating_mul(tiles)).min(u32::MAX as usize);
-    [RECORD.saturating_mul(n), n.div_ceil(CHUNK), tiles, list]
+    [RECORD.saturating_mul(n), n.div_ceil(CHUNK), tiles, list, columns.saturating_mul(rows)]
 }
 
 impl GaussianRoom {
@@ -75,7 +75,7 @@ impl GaussianRoom {
     /// # Errors
     /// [`ComputeError::Device`] where the memory is not to be had.
     pub fn allocate(launcher: &dyn Launcher, workload: &GaussianWorkload) -> Result<Self, ComputeError> {
-        let [records, chunks, tiles, list] = words(workload);
+        let [records, chunks, tiles, list, pixels] = words(workload);
         let room = Self {
             capacity: workload.gaussians,
             records: DeviceSlice::allocate(launcher, records)?,
@@ -84,6 +84,7 @@ impl GaussianRoom {
             bounds: DeviceSlice::allocate(launcher, PASSES + 1)?,
             ends: DeviceSlice::allocate(launcher, tiles)?,
             list: DeviceSlice::allocate(launcher, list)?,
+            pixels: DeviceSlice::allocate(launcher, pixels)?,
         };
         room.clear(launcher)?;
         Ok(room)
@@ -115,6 +116,12 @@ impl GaussianRoom {
             ComputeError::Shape { operation, buffer: "room (Gaussians)", given: self.capacity, needed: gaussians };
         let records = self.records.part(0..floats * gaussians).filter(|_| gaussians <= self.capacity).ok_or(lacks)?;
         Ok((records, self.unsound))
+    }
+
+    /// Room for a view's pixels.
+    pub(super) fn pixels(&self, operation: &'static str, pixels: usize) -> Result<DeviceSlice<f32>, ComputeError> {
+        let (given, needed) = (self.pixels.len(), pixels);
+        self.pixels.part(0..pixels).ok_or(ComputeError::Shape { operation, buffer: "room (pixels)", given, needed })
     }
 
     /// Lists which Gaussians touch which tile and calls `add` for each pass; `frame` is what the kernels know the tiles by.

@@ -34,6 +34,7 @@ pub(super) struct GridArgument {
     padding: i32,
     origin_mm: [f64; 3],
     voxel_mm: [f64; 3],
+    per_mm: [f64; 3],
 }
 
 impl GridArgument {
@@ -44,6 +45,7 @@ impl GridArgument {
             padding: 0,
             origin_mm: grid.origin_mm().to_array(),
             voxel_mm: grid.voxel_mm.to_array(),
+            per_mm: grid.voxel_mm.recip().to_array(),
         })
     }
 }
