@@ -157,7 +157,8 @@ fn every_kind_of_gaussian_is_seen_as_on_the_cpu() {
         check("about the source", &[near(1.3, 3.0), near(0.99, 30.0), near(0.8, 9.0), ROUND, near(0.5, 12.0)], 0.3);
         check("not seen", &[near(1.3, 3.0), One { position: DVec3::new(0.0, 0.0, 300.0), ..ROUND }], 0.3);
         let dark = One { density: 0.0, scale: DVec3::splat(3.0), ..ROUND };
-        check("without density", &[dark, One { scale: DVec3::splat(3.0), ..ROUND }, dark], 0.2);
+        let lit = ball(2, 20.0, [3.0, 5.0], 14);
+        check("without density", &[dark, lit[0], lit[1], dark], 0.2);
     });
 }
 
@@ -216,7 +217,7 @@ fn gradients_are_differences_of_the_projections() {
         };
         for (channel, gradient) in gradients[..11].iter().enumerate() {
             // Large beside what float32 leaves of the sum, small beside the Gaussians.
-            let step = [1e-3, 3e-2, 3e-2, 3e-2, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2][channel];
+            let step = [1e-3, 3e-2, 3e-2, 3e-2, 1e-2, 1e-2, 1e-2, 4e-3, 4e-3, 4e-3, 4e-3][channel];
             let differences: Vec<f32> = (0..3)
                 .map(|i| {
                     let value = scene.arrays[channel][i];
@@ -228,7 +229,7 @@ fn gradients_are_differences_of_the_projections() {
                     ((above - below) / (2.0 * f64::from(step))) as f32
                 })
                 .collect();
-            assert_close(&format!("differences, channel {channel}"), 2e-3, gradient, &differences);
+            assert_close(&format!("differences, channel {channel}"), 3e-3, gradient, &differences);
         }
     });
 }

@@ -138,7 +138,8 @@ fn every_kind_of_gaussian_is_as_on_the_cpu() {
         );
         check("none within", &[at(60.0, 0.0, 0.0), at(0.0, -40.0, 0.0), at(1e8, 0.0, 0.0)], 0.2);
         let dark = One { density: 0.0, ..ROUND };
-        check("without density", &[dark, ROUND, One { position: grid.centre_mm, ..dark }], 0.2);
+        let lit = within(&grid, 2, [1.5, 3.0], 14);
+        check("without density", &[dark, lit[0], lit[1], One { position: grid.centre_mm, ..dark }], 0.2);
         let long = One { rotation: [3.0, -40.0, 20.0, 5.0], scale: DVec3::new(1.0, 2.0, 3.0), ..ROUND };
         let short = One { rotation: [1e-4, -2e-4, 3e-4, 1e-4], ..long };
         check("quaternions of any length", &[long, short], 0.0);
