@@ -58,7 +58,7 @@ __device__ __forceinline__ float sample(const Scan& scan, const Columns& columns
 
 }  // namespace fdk
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 8)
     back_project_fdk(Scan scan, const View* __restrict__ views, const float* __restrict__ filtered,
                      float* __restrict__ volume) {
     using namespace fdk;

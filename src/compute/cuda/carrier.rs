@@ -7,14 +7,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::super::cpu::ramp_filter::RampFilter;
 use super::super::{Buffer, Compute, ComputeError, Memory, ProjectionWeights, Values, ValuesMut, Workload};
 use super::field_operations::FieldRoom;
-use super::scan_cache::ScanCache;
+use super::gaussian_operations::GaussiansRoom;
+use super::record_cache::RecordCache;
 use super::{
-    DeviceSlice, DeviceSum, DeviceWeights, ExpertsTable, FilterTable, GaussianRoom, ImageLossSums, Launcher,
+    DeviceSlice, DeviceSum, DeviceWeights, ExpertsTable, FilterTable, ImageLossSums, Launcher, ScanTable, ViewRecord,
     VolumeSsimRoom, sart, total_variation,
 };
 use crate::compute::experts::Experts;
-use crate::compute::gaussians::GaussianWorkload;
-use crate::geometry::{ScanGeometry, VolumeGrid};
+use crate::geometry::{Detector, ScanGeometry, VolumeGrid};
 
 /// Carries out the operations on a device, which a [`Launcher`] stands for.
 ///
@@ -29,7 +29,7 @@ pub struct CudaCompute {
 /// What the operations need beside their buffers.
 #[derive(Default)]
 pub(super) struct State {
-    pub(super) scans: ScanCache,
+    scans: RecordCache<ViewRecord, (Detector, VolumeGrid)>,
     filters: Vec<(Vec<f32>, FilterTable)>,
     /// `[view][column u]` of a call's weights.
     columns: Option<DeviceSlice<f32>>,
@@ -40,7 +40,7 @@ pub(super) struct State {
     pub(super) image_loss_bytes: usize,
     pub(super) volume_loss: Option<([usize; 3], VolumeSsimRoom)>,
     experts: Option<(Experts, ExpertsTable)>,
-    pub(super) gaussians: Option<(GaussianWorkload, GaussianRoom)>,
+    pub(super) gaussians: Option<GaussiansRoom>,
     pub(super) field: Option<FieldRoom>,
 }
 
@@ -63,6 +63,18 @@ impl CudaCompute {
     /// [`ComputeError::Device`] where something failed since the last wait.
     pub fn synchronize(&self) -> Result<(), ComputeError> {
         self.launcher.synchronize()
+    }
+
+    /// The table of a scan.
+    fn scan(
+        &self,
+        operation: &'static str,
+        geometry: &ScanGeometry,
+        grid: &VolumeGrid,
+    ) -> Result<ScanTable, ComputeError> {
+        let (key, records) = ((geometry.detector, *grid), ViewRecord::of(geometry, grid));
+        let records = self.state().scans.of(self.launcher(), operation, (geometry, key), records)?;
+        ScanTable::over(records, geometry, grid)
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -141,7 +153,7 @@ impl Compute for CudaCompute {
     }
 
     fn scratch_bytes(&self, workload: &Workload) -> usize {
-        ScanCache::bytes(workload.views_per_call)
+        RecordCache::<ViewRecord, (Detector, VolumeGrid)>::bytes(workload.views_per_call)
             + workload.views_per_call * workload.columns * size_of::<f32>()
             + DeviceSum::bytes(sum_blocks(workload))
     }
@@ -149,7 +161,7 @@ impl Compute for CudaCompute {
     fn prepare(&mut self, workload: &Workload) -> Result<(), ComputeError> {
         let (launcher, mut state) = (self.launcher(), self.state());
         if state.scans.views() < workload.views_per_call {
-            state.scans = ScanCache::allocate(launcher, workload.views_per_call)?;
+            state.scans = RecordCache::allocate(launcher, workload.views_per_call)?;
         }
         let columns = workload.views_per_call * workload.columns;
         if state.columns.is_none_or(|room| room.len() < columns) {
@@ -170,7 +182,7 @@ impl Compute for CudaCompute {
         projections: ValuesMut<'_>,
     ) -> Result<(), ComputeError> {
         const OPERATION: &str = "forward_project";
-        let scan = self.state().scans.table(self.launcher(), OPERATION, geometry, grid)?;
+        let scan = self.scan(OPERATION, geometry, grid)?;
         super::forward_project(self.launcher(), &scan, volume.device(OPERATION)?, projections.device(OPERATION)?)
     }
 
@@ -182,7 +194,7 @@ impl Compute for CudaCompute {
         volume: ValuesMut<'_>,
     ) -> Result<(), ComputeError> {
         const OPERATION: &str = "back_project_matched";
-        let scan = self.state().scans.table(self.launcher(), OPERATION, geometry, grid)?;
+        let scan = self.scan(OPERATION, geometry, grid)?;
         super::back_project_matched(self.launcher(), &scan, projections.device(OPERATION)?, volume.device(OPERATION)?)
     }
 
@@ -222,7 +234,7 @@ impl Compute for CudaCompute {
         volume: ValuesMut<'_>,
     ) -> Result<(), ComputeError> {
         const OPERATION: &str = "back_project_fdk";
-        let scan = self.state().scans.table(self.launcher(), OPERATION, geometry, grid)?;
+        let scan = self.scan(OPERATION, geometry, grid)?;
         super::back_project_fdk(self.launcher(), &scan, filtered.device(OPERATION)?, volume.device(OPERATION)?)
     }
 }

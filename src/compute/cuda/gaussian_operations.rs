@@ -4,7 +4,9 @@
 
 use super::super::gaussians::{AdamStep, GaussianArrays, GaussianCompute, GaussianWorkload};
 use super::super::{ComputeError, Values, ValuesMut};
-use super::{CudaCompute, DeviceGaussians, GaussianRoom};
+use super::gaussian_views::GaussianView;
+use super::record_cache::RecordCache;
+use super::{CudaCompute, DeviceGaussians, GaussianRoom, GaussianViews};
 use crate::geometry::{ScanGeometry, VolumeGrid};
 
 fn on_device(operation: &'static str, gaussians: &GaussianArrays<Values<'_>>) -> Result<DeviceGaussians, ComputeError> {
@@ -16,22 +18,40 @@ fn on_device(operation: &'static str, gaussians: &GaussianArrays<Values<'_>>) ->
     })
 }
 
+/// What the operations of Gaussians need beside their buffers.
+pub(super) struct GaussiansRoom {
+    workload: GaussianWorkload,
+    room: GaussianRoom,
+    views: RecordCache<GaussianView, ()>,
+}
+
 impl CudaCompute {
     fn gaussian_room(&self, operation: &'static str) -> Result<GaussianRoom, ComputeError> {
-        let room = self.state().gaussians.map(|(_, room)| room);
+        let room = self.state().gaussians.as_ref().map(|prepared| prepared.room);
         room.ok_or(ComputeError::Scratch { operation, needed: size_of::<f32>(), prepared: 0 })
+    }
+
+    /// The views of a scan as Gaussians are seen from them.
+    fn gaussian_views(&self, operation: &'static str, geometry: &ScanGeometry) -> Result<GaussianViews, ComputeError> {
+        let mut state = self.state();
+        let lacks = ComputeError::Scratch { operation, needed: size_of::<GaussianView>(), prepared: 0 };
+        let views = &mut state.gaussians.as_mut().ok_or(lacks)?.views;
+        let records = views.of(self.launcher(), operation, (geometry, ()), GaussianView::of(geometry))?;
+        GaussianViews::over(records, geometry.detector)
     }
 }
 
 impl GaussianCompute for CudaCompute {
     fn gaussian_scratch_bytes(&self, workload: &GaussianWorkload) -> usize {
-        GaussianRoom::bytes(workload)
+        GaussianRoom::bytes(workload) + RecordCache::<GaussianView, ()>::bytes(workload.views_per_call)
     }
 
     fn prepare_gaussians(&mut self, workload: &GaussianWorkload) -> Result<(), ComputeError> {
         let mut state = self.state();
-        if state.gaussians.is_none_or(|(prepared, _)| prepared != *workload) {
-            state.gaussians = Some((*workload, GaussianRoom::allocate(self.launcher(), workload)?));
+        if state.gaussians.as_ref().is_none_or(|prepared| prepared.workload != *workload) {
+            let room = GaussianRoom::allocate(self.launcher(), workload)?;
+            let views = RecordCache::allocate(self.launcher(), workload.views_per_call)?;
+            state.gaussians = Some(GaussiansRoom { workload: *workload, room, views });
         }
         Ok(())
     }
@@ -43,8 +63,9 @@ impl GaussianCompute for CudaCompute {
         projections: ValuesMut<'_>,
     ) -> Result<(), ComputeError> {
         const OPERATION: &str = "gaussian_project";
-        let _ = (geometry, on_device(OPERATION, gaussians)?, projections.device(OPERATION)?);
-        Err(ComputeError::Device { device: "cuda".into(), reason: "no kernel".into() })
+        let (room, gaussians) = (self.gaussian_room(OPERATION)?, on_device(OPERATION, gaussians)?);
+        let views = self.gaussian_views(OPERATION, geometry)?;
+        super::gaussian_project(self.launcher(), &views, &gaussians, projections.device(OPERATION)?, &room)
     }
 
     fn gaussian_project_backward(
@@ -55,8 +76,10 @@ impl GaussianCompute for CudaCompute {
         gradients: ValuesMut<'_>,
     ) -> Result<(), ComputeError> {
         const OPERATION: &str = "gaussian_project_backward";
-        let _ = (geometry, on_device(OPERATION, gaussians)?, by_projections, gradients.device(OPERATION)?);
-        Err(ComputeError::Device { device: "cuda".into(), reason: "no kernel".into() })
+        let (room, gaussians) = (self.gaussian_room(OPERATION)?, on_device(OPERATION, gaussians)?);
+        let views = self.gaussian_views(OPERATION, geometry)?;
+        let (by_projections, gradients) = (by_projections.device(OPERATION)?, gradients.device(OPERATION)?);
+        super::gaussian_project_backward(self.launcher(), &views, &gaussians, by_projections, gradients, &room)
     }
 
     fn gaussian_voxelise(

@@ -25,6 +25,11 @@ pub(super) struct GaussianView {
 }
 
 impl GaussianView {
+    /// Of each view.
+    pub(super) fn of(geometry: &ScanGeometry) -> impl Iterator<Item = Self> {
+        geometry.views.iter().map(Self::new)
+    }
+
     fn new(pose: &ViewPose) -> Self {
         let (column, row) = (pose.column_step_mm, pose.row_step_mm);
         let (cc, rr, cr) = (column.length_squared(), row.length_squared(), column.dot(row));
@@ -65,12 +70,17 @@ impl GaussianViews {
     /// # Errors
     /// [`ComputeError::Setting`] where a count is too large for kernels, [`ComputeError::Device`] where the memory is not to be had.
     pub fn upload(launcher: &dyn Launcher, geometry: &ScanGeometry) -> Result<Self, ComputeError> {
-        let views: Vec<GaussianView> = geometry.views.iter().map(GaussianView::new).collect();
+        let views: Vec<GaussianView> = GaussianView::of(geometry).collect();
+        Self::over(DeviceSlice::upload(launcher, &views)?, geometry.detector)
+    }
+
+    /// Of records that are on the device already.
+    pub(super) fn over(views: DeviceSlice<GaussianView>, detector: Detector) -> Result<Self, ComputeError> {
         let argument = DetectorArgument {
-            columns: count(OPERATION, "columns", geometry.detector.columns)?,
-            rows: count(OPERATION, "rows", geometry.detector.rows)?,
+            columns: count(OPERATION, "columns", detector.columns)?,
+            rows: count(OPERATION, "rows", detector.rows)?,
         };
-        Ok(Self { views: DeviceSlice::upload(launcher, &views)?, detector: geometry.detector, argument })
+        Ok(Self { views, detector, argument })
     }
 
     /// Floats of the projections.

@@ -2,42 +2,50 @@
 
 #![forbid(unsafe_code)]
 
-use super::super::ComputeError;
-use super::{DeviceSlice, Launcher, ScanTable, ViewRecord};
-use crate::geometry::{Detector, ScanGeometry, ViewPose, VolumeGrid};
+use bytemuck::Pod;
 
-/// Scans that are kept: the subsets of most runs. One more costs a copy of 160 bytes a view each time.
+use super::super::ComputeError;
+use super::{DeviceSlice, Launcher};
+use crate::geometry::{ScanGeometry, ViewPose};
+
+/// Scans that are kept: the subsets of most runs. Of one more the records are copied each time.
 const SLOTS: usize = 16;
 
-/// Room for scans; takes no memory after [`ScanCache::allocate`].
-#[derive(Debug, Default)]
-pub(super) struct ScanCache {
-    slots: Vec<Slot>,
+/// Room for the records `R` of scans, one a view, which `K` beside the poses decides; takes no memory after [`RecordCache::allocate`].
+#[derive(Debug)]
+pub(super) struct RecordCache<R, K> {
+    slots: Vec<Slot<R, K>>,
     /// Records on their way to the device.
-    fresh: Vec<ViewRecord>,
+    fresh: Vec<R>,
     /// Counts the uses.
     turn: u64,
 }
 
+impl<R, K> Default for RecordCache<R, K> {
+    fn default() -> Self {
+        Self { slots: Vec::new(), fresh: Vec::new(), turn: 0 }
+    }
+}
+
 #[derive(Debug)]
-struct Slot {
-    records: DeviceSlice<ViewRecord>,
+struct Slot<R, K> {
+    records: DeviceSlice<R>,
     views: Vec<ViewPose>,
-    of: Option<(Detector, VolumeGrid)>,
+    key: Option<K>,
     used: u64,
 }
 
-impl ScanCache {
-    /// Bytes on the device of [`ScanCache::allocate`].
+impl<R: Pod, K: PartialEq> RecordCache<R, K> {
+    /// Bytes on the device of [`RecordCache::allocate`].
     pub(super) fn bytes(views: usize) -> usize {
-        SLOTS * views.saturating_mul(size_of::<ViewRecord>())
+        SLOTS * views.saturating_mul(size_of::<R>())
     }
 
     /// Room for scans of up to so many views.
     pub(super) fn allocate(launcher: &dyn Launcher, views: usize) -> Result<Self, ComputeError> {
         let slot = |_| {
             let records = DeviceSlice::allocate(launcher, views)?;
-            Ok(Slot { records, views: Vec::with_capacity(views), of: None, used: 0 })
+            Ok(Slot { records, views: Vec::with_capacity(views), key: None, used: 0 })
         };
         Ok(Self {
             slots: (0..SLOTS).map(slot).collect::<Result<_, ComputeError>>()?,
@@ -51,38 +59,37 @@ impl ScanCache {
         self.slots.first().map_or(0, |slot| slot.records.len())
     }
 
-    /// The table of a scan, uploaded where it is not there any more.
-    pub(super) fn table(
+    /// The records of a scan, uploaded as `records` gives them where they are not there any more.
+    pub(super) fn of(
         &mut self,
         launcher: &dyn Launcher,
         operation: &'static str,
-        geometry: &ScanGeometry,
-        grid: &VolumeGrid,
-    ) -> Result<ScanTable, ComputeError> {
+        (geometry, key): (&ScanGeometry, K),
+        records: impl Iterator<Item = R>,
+    ) -> Result<DeviceSlice<R>, ComputeError> {
         self.turn += 1;
-        let of = Some((geometry.detector, *grid));
-        if let Some(slot) = self.slots.iter_mut().find(|slot| slot.of == of && slot.views == geometry.views) {
+        let (needed, prepared, key) = (geometry.views.len(), self.views(), Some(key));
+        if let Some(slot) = self.slots.iter_mut().find(|slot| slot.key == key && slot.views == geometry.views) {
             slot.used = self.turn;
-            return ScanTable::over(slot.part(geometry.views.len()), geometry, grid);
+            return Ok(slot.part(needed));
         }
-        let (needed, prepared) = (geometry.views.len(), self.views());
         let slot = self.slots.iter_mut().min_by_key(|slot| slot.used).filter(|_| needed <= prepared);
         let bytes = |views: usize| Self::bytes(views);
         let slot = slot.ok_or(ComputeError::Scratch { operation, needed: bytes(needed), prepared: bytes(prepared) })?;
         // Not this scan's before its records are there.
-        slot.of = None;
+        slot.key = None;
         self.fresh.clear();
-        self.fresh.extend(ViewRecord::of(geometry, grid));
+        self.fresh.extend(records);
         slot.part(needed).copy_from(launcher, &self.fresh)?;
         slot.views.clear();
         slot.views.extend_from_slice(&geometry.views);
-        (slot.of, slot.used) = (of, self.turn);
-        ScanTable::over(slot.part(needed), geometry, grid)
+        (slot.key, slot.used) = (key, self.turn);
+        Ok(slot.part(needed))
     }
 }
 
-impl Slot {
-    fn part(&self, views: usize) -> DeviceSlice<ViewRecord> {
+impl<R: Pod, K> Slot<R, K> {
+    fn part(&self, views: usize) -> DeviceSlice<R> {
         // As many as there is room for at the most.
         self.records.part(0..views).unwrap_or(self.records)
     }
