@@ -1,14 +1,14 @@
 // The parts of the lists of gaussian_lists.cuh that voxeliser and projector share.
 //
-//   plan_passes  bounds[0 .. PASSES + 1]: pass p takes the chunks bounds[p] .. bounds[p + 1], whose entries together are no more than `room`
+//   plan_passes  bounds[0 .. PASSES + 1]: pass p takes chunks bounds[p] .. bounds[p + 1], which have no more than `room` entries together
 //   scan_tiles   ends[tile]: of counts their sums over the tiles before, which filling then moves on to where a tile's entries end
 //   sort_tiles   puts each tile's entries list[ends[tile - 1] .. ends[tile]] in ascending order
 //
 // Shapes: entries [chunks], bounds [PASSES + 1], ends [tiles], list [room], words of 32 bits.
 // Launch: plan_passes and scan_tiles one block of 1024 threads, each with a stretch of its own; sort_tiles a block of 128 threads a tile.
 // Floor: plan_passes and scan_tiles read 4 bytes a chunk or tile (72,000 chunks at 2.3 million Gaussians, 16,384 tiles at 256^3) on one
-// multiprocessor: latency, some 10 us each. sort_tiles moves 8 bytes an entry (1.3e7 entries: 0.02 ms) and takes log2(n) (log2(n) + 1) / 4 comparisons
-// an entry in shared memory, 27 at 1000 entries a tile: 12 operations each, 4e9 in all, 0.13 ms at 33e12 a second.
+// multiprocessor: latency, some 10 us each. sort_tiles moves 8 bytes an entry (1e7 entries: 0.02 ms) and takes log2(n) (log2(n) + 1) / 4
+// comparisons an entry in shared memory, 27 at 1000 entries a tile: 12 operations each, 3e9 in all, 0.1 ms at 33e12 a second.
 // Order: sums of integers; a tile's entries differ, so that their order is one only.
 #include "gaussian_lists.cuh"
 

@@ -1,10 +1,10 @@
-// Which Gaussians touch which tile of voxels or pixels: counted, summed up, filled in and put in ascending order. Shared by the voxeliser and
-// the projector.
+// Which Gaussians touch which tile of voxels or pixels: counted, summed up, filled in and put in ascending order. Shared by the
+// voxeliser and the projector.
 //
-// The list's room is fixed. Gaussians go in chunks of CHUNK through up to PASSES passes of as many chunks as fit, which one kernel
-// settles on the device; a pass that has nothing left returns at once. What is left after the last pass the tiles try one by one, in
-// order as well. A tile takes its Gaussians in ascending order on every way, and those that do not touch it add nothing: neither room
-// nor passes change a bit of the result.
+// The list's room is fixed. Gaussians go in chunks of CHUNK through up to PASSES passes of as many chunks as fit, which a kernel settles
+// on the device; a pass that has nothing left returns at once. What is left after the last pass the tiles try one by one, in order as
+// well. A tile takes its Gaussians in ascending order on every way, and those that do not touch it add nothing: neither room nor passes
+// change a bit of the result. (Trying one by one is slow: a room of 24 tiles a Gaussian is to be enough.)
 // Atomics: counts and cursors only. Where an entry lands depends on the threads' order, and is put right by sorting each tile's entries.
 #pragma once
 
@@ -45,11 +45,16 @@ __device__ __forceinline__ void tiles_along(Span of, int count, int edge, int& t
     tiles = first <= last ? last / edge - tile + 1 : 0;
 }
 
+// anchor + first .. anchor + last, as far as integers go: no grid is as wide.
+__device__ __forceinline__ Span between(float first, float last, int anchor) {
+    constexpr float FARTHEST = 1e9f;
+    return {anchor + int(fminf(fmaxf(first, -FARTHEST), FARTHEST)), anchor + int(fminf(fmaxf(last, -FARTHEST), FARTHEST))};
+}
+
 // First and last whole number within `reach` of `anchor + fraction`, with a little more on each side.
 __device__ __forceinline__ Span whole_within(int anchor, float fraction, float reach) {
-    // Farther than any grid is wide; the sum stays an integer.
-    reach = fminf(reach * 1.00001f + 1e-3f, 1e8f);
-    return {anchor + int(ceilf(fraction - reach)), anchor + int(floorf(fraction + reach))};
+    reach = reach * 1.00001f + 1e-3f;
+    return between(ceilf(fraction - reach), floorf(fraction + reach), anchor);
 }
 
 // Writes how many tiles this chunk's Gaussians touch; `touched` is what this thread has counted.

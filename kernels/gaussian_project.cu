@@ -1,19 +1,20 @@
 // Line integrals of 3D Gaussians along the pixels' rays, a view at a time (definition: src/compute/gaussians.rs).
 //
-//   image[v][u] = length sum_i amplitude_i / sqrt(den) g2(y), y = (kd d^2 + ki di^2) / den                         (gaussian_view.cuh)
+//   image[v][u] = length sum_i amplitude_i / sqrt(den) g2(y), y = (kd d^2 + ki di^2) / den (gaussian_view.cuh)
 //
-//   see_gaussians        records[i]: Gaussian i in the view. A Gaussian that is not sound is left out; the lowest index of such goes to unsound[0]
+//   see_gaussians      records[i]: Gaussian i in the view. One that is not sound is left out; the lowest index of such: unsound[0]
 //   count_pixel_entries, count_pixel_tiles, fill_pixel_tiles  as for voxels (gaussian_voxelise.cu, gaussian_lists.cu)
-//   gaussian_project     the image's tiles: overwritten by pass 0, added to by the others; the last pass multiplies by the pixels' lengths
+//   gaussian_project   the image's tiles: overwritten by pass 0, added to by the others; the last multiplies by the pixels' lengths
 //
 // Shapes: parameters [11][capacity], densities [capacity] (gaussian_shape.cuh); records [capacity] of 80 bytes; image [row v][column u].
 // Launch: see_gaussians blocks of 128 threads, a Gaussian each; counting and filling blocks of 256, a chunk of 32 Gaussians each;
-// gaussian_project a block of 128 threads for a tile of 16 x 16 pixels, of which a warp has 8 x 8 and a thread two of a row, in registers. A batch
-// of 128 Gaussians goes through shared memory; who stages one also tests which of the 4 warps it touches.
-// Floor, a view of 512^2 pixels and 50,000 Gaussians of sigma 3 pixels (396 pixels within the cut-off, 4 tiles, some 10 warps of 64 pixels): see_gaussians 128
-// bytes a Gaussian (2 us) and 600 float64 operations (2 us at 16e12 a second); a visit takes 20 instructions and 17 a pixel of each thread's
-// two: 54, 5e5 visits of 32 threads: 9e8, 0.03 ms at 33e12 a second; two of the special units' operations a pixel take 16 clocks a warp, as much as
-// the others. Launches, of which a view takes 20 in a row, some 0.05 ms: with few Gaussians they are the floor.
+// gaussian_project a block of 128 threads for a tile of 16 x 16 pixels, of which a warp has 8 x 8 and a thread two of a row, in registers.
+// A batch of 128 Gaussians goes through shared memory; who stages one also tests which of the 4 warps it touches.
+// Floor, a view of 512^2 pixels and 50,000 Gaussians of sigma 3 pixels (396 pixels within the cut-off, 4 tiles, some 10 warps of 64
+// pixels): a visit takes 20 instructions and 17 a pixel of each thread's two: 54, 5e5 visits of 32 threads: 9e8, 0.03 ms at 33e12 a
+// second; two operations of the special units a pixel take 16 clocks a warp, as long as the others. see_gaussians: 124 bytes (1.5 us) and
+// 600 float64 operations a Gaussian (2 us at 17e12 a second). A view takes 21 launches in a row, some 0.05 ms: with few Gaussians they
+// are the floor.
 // Order: a pixel adds its Gaussians in ascending order, whatever tiles, passes and room.
 #include "gaussian_view.cuh"
 
@@ -103,14 +104,16 @@ extern "C" __global__ void __launch_bounds__(gaussians::PIXEL_BATCH)
     int listed = int(ends[blockIdx.x] - first);
     // After the last pass, what no pass has taken.
     bool is_last = pass + 1 == gaussian_lists::PASSES;
-    int rest = is_last ? int(min(bounds[gaussian_lists::PASSES] * gaussian_lists::CHUNK, unsigned(count))) : count;
+    int rest = count;
+    if (is_last) rest = int(min(bounds[gaussian_lists::PASSES] * gaussian_lists::CHUNK, unsigned(count)));
     int candidates = listed + count - rest;
     if (candidates == 0 && pass > 0 && !is_last) return;
 
     int corner_u = int(blockIdx.x) % detector.tiles_u() * TILE, corner_v = int(blockIdx.x) / detector.tiles_u() * TILE;
     int in_u = warp % 2 * WARP_EDGE + lane % 4 * 2, in_v = warp / 2 * WARP_EDGE + lane / 4;
     int column = corner_u + in_u, row = corner_v + in_v;
-    bool has_first = row < detector.rows && column < detector.columns, has_second = has_first && column + 1 < detector.columns;
+    bool has_first = row < detector.rows && column < detector.columns;
+    bool has_second = has_first && column + 1 < detector.columns;
     float* pixel = image + static_cast<long long>(row) * detector.columns + column;
     float sum = has_first && pass > 0 ? pixel[0] : 0.0f, next = has_second && pass > 0 ? pixel[1] : 0.0f;
 

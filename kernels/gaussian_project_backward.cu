@@ -1,19 +1,20 @@
 // The gradient of gaussian_project, a view at a time: each Gaussian gathers from the pixels under it.
 //
-//   weigh_pixels                weighted[v][u] = length by_image[v][u]
-//   gaussian_project_backward   with G = weighted, r = 1 / sqrt(den), g2 and its slope at y (gaussian_view.cuh): sum of G r g2; of G r^3 g2' times
-//                               (d, di, d^2, d di, di^2); of G r^3 (g2 / 2 + y g2') times (1, d, di, d^2, d di, di^2); the twelve of a
-//                               Gaussian take the place of its record
-//   add_pixel_gradients         gradients[channel][i] += what these mean for density, position, log scales and quaternion, and
-//                               gradients[11][i] += the norm of the part by position
+//   weigh_pixels               weighted[v][u] = length by_image[v][u]
+//   gaussian_project_backward  with G = weighted, r = 1 / sqrt(den), g2 and its slope at y (gaussian_view.cuh), the sums of G r g2; of
+//                              G r^3 g2' (d, di, d^2, d di, di^2); of G r^3 (g2 / 2 + y g2') (1, d, di, d^2, d di, di^2); a
+//                              Gaussian's twelve take the place of its record
+//   add_pixel_gradients        gradients[channel][i] += what these mean for density, position, log scales and quaternion;
+//                              gradients[11][i] += the norm of the part by position
 //
-// Shapes: by_image, weighted [row v][column u]; records [capacity] of 80 bytes (see_gaussians of gaussian_project.cu); gradients [12][capacity].
-// Launch: weigh_pixels a thread a pixel, 256 in a block. gaussian_project_backward a warp a Gaussian, 8 in a block: 8, 16 or 32 lanes along a row, as
-// the longest row within the cut-off asks, so that 4, 2 or 1 rows are walked at once. A Gaussian of more than LARGE steps is shared by the
-// block's warps, every eighth group of rows each. add_pixel_gradients a thread a Gaussian, in blocks of 64.
-// Floor, a view of 512^2 pixels and 50,000 Gaussians of sigma 3 pixels (23 rows of up to 23 pixels): 23 steps of 32 lanes, 45 instructions each and 30 for a row,
-// the sums' 60 shuffles 120: 1900 a warp and Gaussian, 3e9, 0.09 ms at 33e12 a second. add_pixel_gradients: 1500 float64 operations (5 us at 16e12 a second)
-// and 190 bytes a Gaussian (2 us).
+// Shapes: by_image, weighted [row v][column u]; records [capacity] of 80 bytes (see_gaussians of gaussian_project.cu); gradients
+// [12][capacity].
+// Launch: weigh_pixels a thread a pixel, 256 in a block. gaussian_project_backward a warp a Gaussian, 8 in a block: 8, 16 or 32 lanes along
+// a row, as the longest row within the cut-off asks, so that 4, 2 or 1 rows are walked at once. A Gaussian of more than LARGE_ON_PIXELS
+// steps is shared by the block's warps, every eighth group of rows each. add_pixel_gradients a thread a Gaussian, in blocks of 64.
+// Floor, a view of 512^2 pixels and 50,000 Gaussians of sigma 3 pixels (23 rows of up to 23 pixels): 23 steps of 45 instructions and 30 for a
+// row, the sums' 60 shuffles 120: 1900 a warp and Gaussian, 3e9 in all, 0.09 ms at 33e12 a second. add_pixel_gradients: 1500 float64
+// operations (5 us at 17e12 a second) and 190 bytes a Gaussian (2 us).
 // Order: lanes and rows have their pixels by the Gaussian alone; lanes, then warps are summed in their order; views are added one by one.
 #include "gaussian_view.cuh"
 
@@ -41,8 +42,8 @@ __device__ __forceinline__ RowWalk walk_of(const Detector& detector, const Pixel
 }
 
 // Adds up this lane's share of every `parts`th group of rows, from group `part` on.
-__device__ __forceinline__ void gather(const Detector& detector, const PixelFootprint& g, const RowWalk& walk, int part, int parts,
-                                       const float* __restrict__ weighted, float (&sums)[PIXEL_SUMS]) {
+__device__ __forceinline__ void gather(const Detector& detector, const PixelFootprint& g, const RowWalk& walk, int part,
+                                       int parts, const float* __restrict__ weighted, float (&sums)[PIXEL_SUMS]) {
     int lane = int(threadIdx.x) % 32, along_u = lane % walk.lanes, rows = 32 / walk.lanes;
     for (int row = walk.first + part * rows + lane / walk.lanes; row <= walk.last; row += parts * rows) {
         float di = float(row - g.row) - g.fraction_v, off = di - g.centre;
@@ -51,14 +52,12 @@ __device__ __forceinline__ void gather(const Detector& detector, const PixelFoot
         float half = root(square);
         // Where the projected column stands if d is 0, and the row's middle.
         float zero = g.fraction_u - g.shear * di, middle_u = zero + fmaf(g.slope, off, g.mid);
-        // Clamped as floats: far from the detector they would not fit an integer.
-        float before = float(-g.column);
-        int first = int(fmaxf(ceilf(middle_u - half), before));
-        int last = int(fminf(floorf(middle_u + half), before + float(detector.columns - 1)));
+        gaussian_lists::Span of_u = gaussian_lists::between(ceilf(middle_u - half), floorf(middle_u + half), g.column);
+        int last = min(of_u.last, detector.columns - 1);
         float den0 = fmaf(fmaf(g.b2, di, g.b1), di, 1.0f), den1 = fmaf(g.c, di, g.a1), y0 = g.ki * di * di;
-        const float* pixels = weighted + static_cast<long long>(row) * detector.columns + g.column;
-        for (int u = first + along_u; u <= last; u += walk.lanes) {
-            float d = float(u) - zero;
+        const float* pixels = weighted + static_cast<long long>(row) * detector.columns;
+        for (int u = max(of_u.first, 0) + along_u; u <= last; u += walk.lanes) {
+            float d = float(u - g.column) - zero;
             float r = inverse_root(fmaxf(fmaf(fmaf(g.a2, d, den1), d, den0), 1e-12f)), r2 = r * r;
             float y = fmaf(g.kd * d, d, y0) * r2;
             float given = y < Y_CUTOFF ? __ldg(pixels + u) * r : 0.0f;
@@ -85,8 +84,8 @@ __device__ __forceinline__ void gather(const Detector& detector, const PixelFoot
 }  // namespace gaussians
 
 extern "C" __global__ void __launch_bounds__(256)
-    weigh_pixels(gaussians::Detector detector, const gaussians::PixelView* __restrict__ view, const float* __restrict__ by_image,
-                 float* __restrict__ weighted) {
+    weigh_pixels(gaussians::Detector detector, const gaussians::PixelView* __restrict__ view,
+                 const float* __restrict__ by_image, float* __restrict__ weighted) {
     int u = int(blockIdx.x * blockDim.x + threadIdx.x), v = int(blockIdx.y);
     if (u >= detector.columns) return;
     long long at = static_cast<long long>(v) * detector.columns + u;
@@ -142,8 +141,9 @@ extern "C" __global__ void __launch_bounds__(32 * gaussians::PIXEL_GATHERERS)
 REGISTER_KERNEL(gaussian_project_backward)
 
 extern "C" __global__ void __launch_bounds__(64)
-    add_pixel_gradients(gaussians::Set set, const gaussians::PixelView* __restrict__ seen_from, const float* __restrict__ parameters,
-                        const float* __restrict__ densities, const float4* __restrict__ records, float* __restrict__ gradients) {
+    add_pixel_gradients(gaussians::Set set, const gaussians::PixelView* __restrict__ seen_from,
+                        const float* __restrict__ parameters, const float* __restrict__ densities,
+                        const float4* __restrict__ records, float* __restrict__ gradients) {
     using namespace gaussians;
     int i = int(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= set.count || !(records[5 * static_cast<long long>(i) + 4].w >= 0.0f)) return;

@@ -1,9 +1,10 @@
-// A Gaussian's parameters, its covariance and precision after the low pass, and gradients back; how it falls off (definition, cut-off and
-// low pass: src/compute/gaussians.rs; the same formulas: src/compute/cpu/gaussian_shape.rs, gaussian_kernel.rs).
+// A Gaussian's parameters, its covariance and precision after the low pass, and gradients back; what its falling off is made of
+// (definition, cut-off and low pass: src/compute/gaussians.rs; the same formulas: src/compute/cpu/gaussian_shape.rs).
 //
-// Shapes: parameters [11][capacity], of which channel 0 (raw density) is not read here: position x y z in mm, log scales 0 1 2, quaternion
-// w x y z; densities [capacity] in 1/mm; gradients [12][capacity]: density, position, log scales, quaternion, the sum of views' norms.
-// Float64, a Gaussian a thread: neither covariance nor precision is to be had from the other without loss for needles. What the many voxels and
+// Shapes: parameters [11][capacity]: channel 0, the density's raw value, is not read here; then position x y z in mm, log scales 0 1 2,
+// quaternion w x y z. densities [capacity] in 1/mm. gradients [12][capacity]: density, position, log scales, quaternion, the sum of the
+// views' norms.
+// Float64, a Gaussian a thread: neither covariance nor precision is to be had from the other without loss for needles. What voxels and
 // pixels are worked out from is rounded to float32 once, with positions from the nearest voxel or pixel.
 #pragma once
 
@@ -65,8 +66,8 @@ __device__ __forceinline__ float inverse(float x) {
 #endif
 }
 
-// The same in float64: the device's guess and two steps of Newton's, without the calls that the library's division and root are. For what is above
-// 0 and neither tiny nor huge.
+// The same in float64: the device's guess and two steps of Newton's, without the calls that the library's division and root are. For
+// what is above 0 and neither tiny nor huge.
 __device__ __forceinline__ double inverse(double x) {
 #ifdef __CUDACC__
     double result;
@@ -151,8 +152,8 @@ __device__ __forceinline__ float parameter(const Set& set, const float* __restri
 }
 
 // Whether Gaussian i can be worked with. What is not a number fails every comparison.
-__device__ __forceinline__ bool is_sound(const Set& set, const float* __restrict__ parameters, const float* __restrict__ densities,
-                                         int i) {
+__device__ __forceinline__ bool is_sound(const Set& set, const float* __restrict__ parameters,
+                                         const float* __restrict__ densities, int i) {
     bool sound = fabsf(densities[i]) <= 3.402823466e38f;
     float square = 0.0f;
 #pragma unroll
@@ -206,8 +207,8 @@ __device__ __forceinline__ Shape shape_of(const Set& set, const Axes& a, const f
 }
 
 // Adds a gradient by the shape to those by the parameters, through the low pass, the scales and the rotation.
-__device__ __forceinline__ void add_by_parameters(const Set& set, const Axes& a, const ShapeGradient& by, double density, int i,
-                                                  float* __restrict__ gradients) {
+__device__ __forceinline__ void add_by_parameters(const Set& set, const Axes& a, const ShapeGradient& by, double density,
+                                                  int i, float* __restrict__ gradients) {
     float* to = gradients + i;
     auto add = [&](int channel, double value) { to[static_cast<long long>(channel) * set.capacity] += float(value); };
     double amplitude = density * a.kept;

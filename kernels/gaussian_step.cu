@@ -5,10 +5,12 @@
 //   settle_gaussians        log scales held between low and high; quaternions to unit length, one that has vanished to (1, 0, 0, 0);
 //                           densities = unit * softplus(raw)
 //
-// Shapes: parameters [11][capacity], gradients [12][capacity], densities [capacity]; the first `count` of each channel (gaussian_shape.cuh).
-// Launch: blocks of 256 threads, four Gaussians a thread: loads of 16 bytes where the capacity is a multiple of four, all in flight at once.
-// Floor: bytes at 4.3 TB/s: 12, 20 and 64 a Gaussian, for 2.3 million of them 0.006, 0.011 and 0.034 ms. Exponential, logarithm and root take some
-// 60 operations, 2e8 in all: less.
+// Shapes: parameters [11][capacity], gradients [12][capacity], densities [capacity]; the first `count` of each channel
+// (gaussian_shape.cuh).
+// Launch: blocks of 256 threads, four Gaussians a thread: loads of 16 bytes where the capacity is a multiple of four, all in flight at
+// once.
+// Floor: bytes at 4.3 TB/s: 12, 20 and 64 a Gaussian, for 2.3 million of them 0.006, 0.011 and 0.034 ms. Exponential, logarithm and root
+// take some 60 operations a Gaussian, 2e8 in all: less.
 // Order: none; what is not a number stays.
 #include "common.cuh"
 
@@ -92,6 +94,7 @@ extern "C" __global__ void __launch_bounds__(gaussian_step::THREADS)
     store(step, parameters, 7, w), store(step, parameters, 8, x);
     store(step, parameters, 9, y), store(step, parameters, 10, z);
     float4 density = make_float4(softplus(raw.x), softplus(raw.y), softplus(raw.z), softplus(raw.w));
-    store(step, densities, 0, make_float4(step.unit * density.x, step.unit * density.y, step.unit * density.z, step.unit * density.w));
+    density.x *= step.unit, density.y *= step.unit, density.z *= step.unit, density.w *= step.unit;
+    store(step, densities, 0, density);
 }
 REGISTER_KERNEL(settle_gaussians)

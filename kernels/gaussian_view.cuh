@@ -1,5 +1,5 @@
-// One Gaussian seen in one view: the exact line integral as a function of the pixel, shared by the projector and its gradient (derivation:
-// src/compute/cpu/gaussian_view.rs).
+// One Gaussian seen in one view: the exact line integral as a function of the pixel, shared by the projector and its gradient
+// (derivation: src/compute/cpu/gaussian_view.rs).
 //
 // With (d, di) columns and rows from where the centre projects, columns counted along the sheared step d = dj + shear di:
 //   y = (kd d^2 + ki di^2) / den, den = 1 + d (a1 + c di + a2 d) + di (b1 + b2 di), integral = length amplitude / sqrt(den) g2(y)
@@ -14,15 +14,15 @@ namespace gaussians {
 // Columns and rows of a tile.
 constexpr int TILE = 16;
 
-// `DetectorArgument` of src/compute/cuda/gaussian_project.rs is the same.
+// `DetectorArgument` of src/compute/cuda/gaussian_views.rs is the same.
 struct Detector {
     int columns, rows;
 
     __device__ __forceinline__ int tiles_u() const { return (columns + TILE - 1) / TILE; }
 };
 
-// `GaussianView` of src/compute/cuda/gaussian_views.rs is the same. In mm: the source, the steps to the next column and row; normal . (x - source) is 1
-// on the detector; dual . (D - origin) is a column, a row, with origin pixel (0, 0) from the source; (D . column x row)^2.
+// `GaussianView` of src/compute/cuda/gaussian_views.rs is the same. In mm: the source, the steps to the next column and row; normal .
+// (x - source) is 1 on the detector; dual . (D - origin) is a column, a row, with origin pixel (0, 0) from the source; (D . column x row)^2.
 struct alignas(16) PixelView {
     Vector source, column, row, normal, dual_column, dual_row, origin;
     double triple_square;
@@ -34,8 +34,8 @@ struct alignas(16) PixelView {
     }
 };
 
-// What the inner loops need of a Gaussian in a view; 80 bytes. The centre projects `fraction` behind a pixel; no pixel farther from the ellipse's
-// centre than `reach` is within the cut-off. A reach_v below 0: it is not seen.
+// What the inner loops need of a Gaussian in a view; 80 bytes. The centre projects `fraction` behind a pixel; no pixel farther from the
+// ellipse's centre than `reach` is within the cut-off. A reach_v below 0: it is not seen.
 struct alignas(16) PixelFootprint {
     float amplitude, kd, ki, shear;
     float a1, a2, b1, b2;

@@ -1,7 +1,7 @@
 // One Gaussian on the voxel grid: shared by the voxeliser and its gradient.
 //
-// Offsets (x, y, z) from the centre are counted in voxels. The precision is taken apart from z to x, so that the squared distance is a sum of
-// squares, y = kx x^2 + ky (y - my x)^2 + kz (z - zx x - zy y)^2, times Y_OF_Q: no cancellation for needles.
+// Offsets (x, y, z) from the centre are counted in voxels. The precision is taken apart from z to x, so that the squared distance is a
+// sum of squares, q = kx x^2 + ky (y - my x)^2 + kz (z - zx x - zy y)^2, times Y_OF_Q: no cancellation for needles.
 #pragma once
 
 #include "gaussian_lists.cuh"
@@ -22,8 +22,8 @@ struct Grid {
     __device__ __forceinline__ int tile(int x, int y, int z) const { return (x * tiles_y() + y) * tiles_z() + z; }
 };
 
-// What the inner loops need of a Gaussian on a grid; 64 bytes. The centre lies `fraction` behind a voxel; no voxel farther off than `reach` along
-// an axis is within the cut-off. A reach_z below 0: no voxel of the grid is.
+// What the inner loops need of a Gaussian on a grid; 64 bytes. The centre lies `fraction` behind a voxel; no voxel farther off than
+// `reach` along an axis is within the cut-off. A reach_z below 0: no voxel of the grid is.
 struct alignas(16) VoxelFootprint {
     float kx, ky, kz, amplitude;
     float my, zx, zy, reach_x;
@@ -45,7 +45,8 @@ __device__ __forceinline__ VoxelFootprint load_footprint(const float4* records, 
 __device__ __forceinline__ void store_footprint(float4* records, long long i, const VoxelFootprint& f) {
     records[4 * i] = make_float4(f.kx, f.ky, f.kz, f.amplitude);
     records[4 * i + 1] = make_float4(f.my, f.zx, f.zy, f.reach_x);
-    records[4 * i + 2] = make_float4(__int_as_float(f.voxel_x), __int_as_float(f.voxel_y), __int_as_float(f.voxel_z), f.reach_y);
+    float x = __int_as_float(f.voxel_x), y = __int_as_float(f.voxel_y), z = __int_as_float(f.voxel_z);
+    records[4 * i + 2] = make_float4(x, y, z, f.reach_y);
     records[4 * i + 3] = make_float4(f.fraction_x, f.fraction_y, f.fraction_z, f.reach_z);
 }
 
@@ -88,20 +89,22 @@ __device__ __forceinline__ VoxelFootprint place(const Grid& grid, const Shape& s
     f.my = float(shear.my), f.zx = float(shear.zx), f.zy = float(shear.zy);
     Vector voxel = {rint(centre.x), rint(centre.y), rint(centre.z)};
     f.voxel_x = int(voxel.x), f.voxel_y = int(voxel.y), f.voxel_z = int(voxel.z);
-    f.fraction_x = float(centre.x - voxel.x), f.fraction_y = float(centre.y - voxel.y), f.fraction_z = float(centre.z - voxel.z);
+    f.fraction_x = float(centre.x - voxel.x), f.fraction_y = float(centre.y - voxel.y);
+    f.fraction_z = float(centre.z - voxel.z);
     f.reach_x = reach_x, f.reach_y = reach_y, f.reach_z = reach_z;
     return f;
 }
 
-// Whether a box of voxels may hold one within the cut-off: (x, y, z) from the centre to the box's middle, and half its edges. Each of the three
-// squares is taken at its least, so that a box that is touched is never left out.
-__device__ __forceinline__ bool touches(const VoxelFootprint& f, float x, float y, float z, float half_x, float half_y, float half_z) {
+// Whether a box of voxels may hold one within the cut-off: (x, y, z) from the centre to the box's middle, and half its edges. Each of
+// the three squares is taken at its least, so that a box that is touched is never left out.
+__device__ __forceinline__ bool touches(const VoxelFootprint& f, float x, float y, float z, float half_x, float half_y,
+                                        float half_z) {
     float along_x = fmaxf(fabsf(x) - half_x, 0.0f);
     float along_e = fmaxf(fabsf(y - f.my * x) - (half_y + fabsf(f.my) * half_x), 0.0f);
     float along_f = fmaxf(fabsf(z - f.zx * x - f.zy * y) - (half_z + fabsf(f.zx) * half_x + fabsf(f.zy) * half_y), 0.0f);
     float least = f.kx * along_x * along_x + f.ky * along_e * along_e + f.kz * along_f * along_f;
-    bool near = fabsf(x) - half_x <= f.reach_x + 1e-3f && fabsf(y) - half_y <= f.reach_y + 1e-3f && fabsf(z) - half_z <= f.reach_z + 1e-3f;
-    return near && least <= 1.001f * Y_CUTOFF;
+    bool near = fabsf(x) - half_x <= f.reach_x + 1e-3f && fabsf(y) - half_y <= f.reach_y + 1e-3f;
+    return near && fabsf(z) - half_z <= f.reach_z + 1e-3f && least <= 1.001f * Y_CUTOFF;
 }
 
 // Tiles that a Gaussian's reach meets; none where it has no voxel, or no density.

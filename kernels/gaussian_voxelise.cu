@@ -1,24 +1,26 @@
 // 3D Gaussians onto the voxel grid: values at the voxels' centres (definition: src/compute/gaussians.rs).
 //
-//   volume[x][y][z] = sum_i amplitude_i max(0, 2^-y - EDGE 2^y), y = kx x^2 + ky (y - my x)^2 + kz (z - zx x - zy y)^2  (gaussian_voxel.cuh)
+//   volume[x][y][z] = sum_i amplitude_i max(0, 2^-q - EDGE 2^q), q = kx x^2 + ky (y - my x)^2 + kz (z - zx x - zy y)^2 (gaussian_voxel.cuh)
 //
-//   place_gaussians      records[i]: Gaussian i on the grid. A Gaussian that is not sound is left out; the lowest index of such goes to unsound[0]
+//   place_gaussians      records[i]: Gaussian i on the grid. One that is not sound is left out; the lowest index of such: unsound[0]
 //   count_voxel_entries  entries[chunk]: tiles that the chunk's Gaussians touch
 //   count_voxel_tiles    ends[tile] += Gaussians of the pass that touch it (ends is 0 before)
 //   fill_voxel_tiles     list[ends[tile]++] = i
 //   gaussian_voxelise    the volume's tiles: overwritten by pass 0, added to by the others
-// in this order, with plan_passes before the first pass and scan_tiles, fill_voxel_tiles, sort_tiles in each (gaussian_lists.cu). The host waits for
-// nothing: passes that have nothing left return at once.
+// in this order, with plan_passes before the first pass, and scan_tiles, fill_voxel_tiles and sort_tiles in each (gaussian_lists.cu). The
+// host waits for nothing: passes that have nothing left return at once.
 //
 // Shapes: parameters [11][capacity], densities [capacity] (gaussian_shape.cuh); records [capacity] of 64 bytes; volume [x][y][z].
 // Launch: place_gaussians blocks of 128 threads, a Gaussian each; counting and filling blocks of 256, a chunk of 32 Gaussians each;
-// gaussian_voxelise a block of 256 threads for a tile of 8 x 8 x 16 voxels, of which a warp has 4 x 4 x 8 and a thread 4 along z, in registers. A
-// batch of 256 Gaussians goes through shared memory; who stages one also tests which of the 8 warps it touches, and a warp visits only those.
-// Floor, 256^3, 2.3e6 Gaussians of sigma 1 voxel (219 voxels each within the cut-off, 5 tiles, some 10 warps of 128 voxels): place_gaussians 112 bytes (0.06 ms) and
-// 400 float64 operations a Gaussian (9e8, 0.06 ms at 16e12 a second); lists 5 times 64 bytes a Gaussian and 16 an entry (0.25 ms). A visit takes 22
-// instructions and 12 a voxel of each thread's four: 70, 2.3e7 visits of 32 threads: 5.2e10, 1.6 ms at 33e12 a second. One exponential a voxel (8 clocks a
-// warp of the special units, below the 12 of the others); the inverse of it is had by Newton's method, or those units would be the floor. The
-// volume is written once, in whole sectors of 32 bytes: 0.016 ms.
+// gaussian_voxelise a block of 256 threads for a tile of 8 x 8 x 16 voxels, of which a warp has 4 x 4 x 8 and a thread 4 along z, in
+// registers. A batch of 256 Gaussians goes through shared memory; who stages one also tests which of the 8 warps it touches, and a warp
+// visits only those.
+// Floor, 256^3, 2.3e6 Gaussians of sigma 1 voxel (219 voxels each within the cut-off, 4 to 5 tiles, some 10 warps of 128 voxels): a visit
+// takes 22 instructions and 12 a voxel of each thread's four: 70, 2.3e7 visits of 32 threads: 5.2e10, 1.6 ms at 33e12 a second. One
+// exponential a voxel (8 clocks a warp of the special units, fewer than the 12 of the others); the inverse of it is had by Newton's
+// method, or those units would be the floor. Beside that place_gaussians: 108 bytes (0.06 ms) and 300 float64 operations a Gaussian
+// (0.04 ms at 17e12 a second); lists: 5 times 64 bytes a Gaussian, 16 an entry (0.25 ms). The volume is written once, in whole sectors
+// of 32 bytes: 0.016 ms.
 // Order: a voxel adds its Gaussians in ascending order, whatever tiles, passes and room.
 #include "gaussian_voxel.cuh"
 
@@ -28,10 +30,10 @@ constexpr int WARPS = 8, BATCH = 32 * WARPS;
 // Voxels of a warp along x, y, z; two warps along each axis.
 constexpr int WARP_X = 4, WARP_Y = 4, WARP_Z = 8;
 
-// 2^-y - EDGE 2^y, 0 beyond the cut-off.
-__device__ __forceinline__ float voxel_value(float y) {
+// 2^-q - EDGE 2^q, 0 beyond the cut-off.
+__device__ __forceinline__ float voxel_value(float q) {
     // Beyond the cut-off all are alike; nothing overflows.
-    float power = power_of_two(-fminf(y, 20.0f));
+    float power = power_of_two(-fminf(q, 20.0f));
     // The small term needs four digits: two steps from a guess by the exponent.
     float guess = __int_as_float(0x7ef311c3 - __float_as_int(power));
     guess = guess * (2.0f - power * guess);
@@ -110,7 +112,10 @@ extern "C" __global__ void __launch_bounds__(gaussians::BATCH)
     unsigned first = blockIdx.x > 0 ? ends[blockIdx.x - 1] : 0;
     int listed = int(ends[blockIdx.x] - first);
     // After the last pass, what no pass has taken.
-    int rest = pass + 1 == gaussian_lists::PASSES ? int(min(bounds[gaussian_lists::PASSES] * gaussian_lists::CHUNK, unsigned(count))) : count;
+    int rest = count;
+    if (pass + 1 == gaussian_lists::PASSES) {
+        rest = int(min(bounds[gaussian_lists::PASSES] * gaussian_lists::CHUNK, unsigned(count)));
+    }
     int candidates = listed + count - rest;
     if (candidates == 0 && pass > 0) return;
 
@@ -119,7 +124,8 @@ extern "C" __global__ void __launch_bounds__(gaussians::BATCH)
     tile /= grid.tiles_z();
     int corner_y = tile % grid.tiles_y() * TILE_Y, corner_x = tile / grid.tiles_y() * TILE_X;
     // This thread's first voxel in the tile.
-    int in_x = (warp / 4) * WARP_X + lane / 8, in_y = (warp / 2 % 2) * WARP_Y + lane / 2 % 4, in_z = (warp % 2) * WARP_Z + lane % 2 * 4;
+    int in_x = (warp / 4) * WARP_X + lane / 8, in_y = (warp / 2 % 2) * WARP_Y + lane / 2 % 4;
+    int in_z = (warp % 2) * WARP_Z + lane % 2 * 4;
     float x = float(in_x), y = float(in_y), z = float(in_z);
     int ix = corner_x + in_x, iy = corner_y + in_y, iz = corner_z + in_z;
     bool inside = ix < grid.voxels_x && iy < grid.voxels_y;
@@ -140,11 +146,10 @@ extern "C" __global__ void __launch_bounds__(gaussians::BATCH)
             if (f.reach_z >= 0.0f && f.amplitude != 0.0f) {
 #pragma unroll
                 for (int w = 0; w < WARPS; w++) {
-                    float middle_x = float(w / 4 * WARP_X) + middle(WARP_X), middle_y = float(w / 2 % 2 * WARP_Y) + middle(WARP_Y);
-                    float middle_z = float(w % 2 * WARP_Z) + middle(WARP_Z);
-                    if (touches(f, middle_x - cx, middle_y - cy, middle_z - cz, middle(WARP_X), middle(WARP_Y), middle(WARP_Z))) {
-                        of_warps |= 1u << w;
-                    }
+                    constexpr float HALF_X = 0.5f * (WARP_X - 1), HALF_Y = 0.5f * (WARP_Y - 1), HALF_Z = 0.5f * (WARP_Z - 1);
+                    float from_x = float(w / 4 * WARP_X) + HALF_X - cx, from_y = float(w / 2 % 2 * WARP_Y) + HALF_Y - cy;
+                    float from_z = float(w % 2 * WARP_Z) + HALF_Z - cz;
+                    if (touches(f, from_x, from_y, from_z, HALF_X, HALF_Y, HALF_Z)) of_warps |= 1u << w;
                 }
             }
         }

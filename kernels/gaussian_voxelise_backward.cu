@@ -1,19 +1,21 @@
 // The gradient of gaussian_voxelise: each Gaussian gathers from the voxels under it.
 //
-//   gaussian_voxelise_backward  with G = by_volume, k = 2^-y - EDGE 2^y, w = G (2^-y + EDGE 2^y) within the cut-off, (x, e, f) the three factors
-//                               of y (e = y - my x, f = z - zx x - zy y): sums of G k, w (x, e, f), w (xx, xe, xf, ee, ef, ff); the ten of a
-//                               Gaussian take the place of its record
+//   gaussian_voxelise_backward  with G = by_volume, w = G (2^-q + EDGE 2^q) within the cut-off, e = y - my x, f = z - zx x - zy y, the sums
+//                               of G (2^-q - EDGE 2^q), w (x, e, f) and w (xx, xe, xf, ee, ef, ff); a Gaussian's ten take the place
+//                               of its record
 //   add_voxel_gradients         gradients[channel][i] += what these mean for density, position, log scales and quaternion
 //
-// Shapes: records [capacity] of 64 bytes (place_gaussians of gaussian_voxelise.cu); by_volume [x][y][z]; gradients [12][capacity], of which the last
-// channel (the views' norms) is left alone.
-// Launch: gaussian_voxelise_backward a warp a Gaussian, 8 in a block. A warp goes plane by plane across x; 8, 16 or 32 lanes lie along z, as the
-// longest row within the cut-off asks, so that 4, 2 or 1 rows are walked at once, each between the roots of the cut-off. A Gaussian of
-// more than LARGE steps is shared by the block's warps, a plane each in turn. add_voxel_gradients a thread a Gaussian, in blocks of 128.
-// Floor, 256^3, 2.3e6 Gaussians of sigma 1 voxel: 8 planes of 2 steps; a step takes 20 instructions for the row and 28 for the voxel, a plane 15,
-// the sums' 50 shuffles 100: 1000 a warp and Gaussian, 2.3e6 x 32 x 1000 = 7.4e10, 2.2 ms at 33e12 a second. A step loads four sectors: 1.5e8 sectors, 5 GB out of the
-// first and second-level caches; the volume from memory as often as neighbours in the volume are not neighbours in the array. add_voxel_gradients: 92 bytes
-// in, 44 in and out (0.1 ms), 700 float64 operations a Gaussian (0.1 ms at 16e12 a second).
+// Shapes: records [capacity] of 64 bytes (place_gaussians of gaussian_voxelise.cu); by_volume [x][y][z]; gradients [12][capacity], of
+// which the last channel (the views' norms) is left alone.
+// Launch: gaussian_voxelise_backward a warp a Gaussian, 8 in a block. A warp goes plane by plane across x; 8, 16 or 32 lanes lie along z,
+// as the longest row within the cut-off asks, so that 4, 2 or 1 rows are walked at once, each between the roots of the cut-off. A
+// Gaussian of more than LARGE steps is shared by the block's warps, every eighth plane each. add_voxel_gradients a thread a Gaussian, in
+// blocks of 128.
+// Floor, 256^3, 2.3e6 Gaussians of sigma 1 voxel: 8 planes of 2 steps; a step takes 20 instructions for the row and 28 for the voxel, a
+// plane 15, the sums' 50 shuffles 100: 1000 a warp and Gaussian, 7.4e10 in all, 2.2 ms at 33e12 a second. A step loads some six sectors:
+// 2.2e8 of 32 bytes, 7 GB out of the caches of both levels; from memory the volume as often as Gaussians that are neighbours in it are not
+// neighbours in the arrays. add_voxel_gradients: 108 bytes in, 88 in and out (0.1 ms) and 700 float64 operations a Gaussian (0.1 ms at
+// 17e12 a second).
 // Order: lanes and planes have their voxels by the Gaussian alone; lanes, then warps are summed in their order.
 #include "gaussian_voxel.cuh"
 
@@ -50,21 +52,18 @@ __device__ __forceinline__ void gather(const Grid& grid, const VoxelFootprint& g
         float of_x = g.kx * x * x, square = (Y_CUTOFF - of_x) * per_ky;
         if (!(square >= 0.0f)) continue;
         float half = root(square), sheared = g.my * x, middle_y = g.fraction_y + sheared;
-        // Clamped as floats: far from the grid they would not fit an integer.
-        float before_y = float(-g.voxel_y);
-        int first_y = g.voxel_y + int(fmaxf(ceilf(middle_y - half), before_y));
-        int last_y = g.voxel_y + int(fminf(floorf(middle_y + half), before_y + float(grid.voxels_y - 1)));
-        for (int iy = first_y + row; iy <= last_y; iy += rows) {
+        gaussian_lists::Span of_y = gaussian_lists::between(ceilf(middle_y - half), floorf(middle_y + half), g.voxel_y);
+        int last_y = min(of_y.last, grid.voxels_y - 1);
+        for (int iy = max(of_y.first, 0) + row; iy <= last_y; iy += rows) {
             float y = float(iy - g.voxel_y) - g.fraction_y, e = y - sheared;
             float apart = fmaf(g.ky * e, e, of_x), square_z = (Y_CUTOFF - apart) * per_kz;
             if (!(square_z >= 0.0f)) continue;
             float half_z = root(square_z), middle_z = g.fraction_z + fmaf(g.zx, x, g.zy * y);
-            float before_z = float(-g.voxel_z);
-            int first_z = int(fmaxf(ceilf(middle_z - half_z), before_z));
-            int last_z = int(fminf(floorf(middle_z + half_z), before_z + float(grid.voxels_z - 1)));
-            const float* values = by_volume + (static_cast<long long>(ix) * grid.voxels_y + iy) * grid.voxels_z + g.voxel_z;
-            for (int iz = first_z + along_z; iz <= last_z; iz += walk.lanes) {
-                float f = float(iz) - middle_z, q = fmaf(g.kz * f, f, apart);
+            gaussian_lists::Span of_z = gaussian_lists::between(ceilf(middle_z - half_z), floorf(middle_z + half_z), g.voxel_z);
+            int last_z = min(of_z.last, grid.voxels_z - 1);
+            const float* values = by_volume + (static_cast<long long>(ix) * grid.voxels_y + iy) * grid.voxels_z;
+            for (int iz = max(of_z.first, 0) + along_z; iz <= last_z; iz += walk.lanes) {
+                float f = float(iz - g.voxel_z) - middle_z, q = fmaf(g.kz * f, f, apart);
                 float given = q < Y_CUTOFF ? __ldg(values + iz) : 0.0f;
                 float power = power_of_two(-fminf(q, 20.0f)), small = EDGE * inverse(power);
                 sums[0] = fmaf(given, power - small, sums[0]);
@@ -86,7 +85,8 @@ __device__ __forceinline__ void gather(const Grid& grid, const VoxelFootprint& g
 }  // namespace gaussians
 
 extern "C" __global__ void __launch_bounds__(32 * gaussians::GATHERERS)
-    gaussian_voxelise_backward(gaussians::Grid grid, int count, float4* __restrict__ records, const float* __restrict__ by_volume) {
+    gaussian_voxelise_backward(gaussians::Grid grid, int count, float4* __restrict__ records,
+                               const float* __restrict__ by_volume) {
     using namespace gaussians;
     __shared__ float of_warps[GATHERERS][SUMS];
     int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
@@ -133,7 +133,8 @@ REGISTER_KERNEL(gaussian_voxelise_backward)
 
 extern "C" __global__ void __launch_bounds__(128)
     add_voxel_gradients(gaussians::Set set, gaussians::Grid grid, const float* __restrict__ parameters,
-                        const float* __restrict__ densities, const float4* __restrict__ records, float* __restrict__ gradients) {
+                        const float* __restrict__ densities, const float4* __restrict__ records,
+                        float* __restrict__ gradients) {
     using namespace gaussians;
     int i = int(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= set.count || !(records[4 * static_cast<long long>(i) + 3].w >= 0.0f)) return;

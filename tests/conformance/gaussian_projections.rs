@@ -133,10 +133,16 @@ fn every_kind_of_gaussian_is_seen_as_on_the_cpu() {
         check("needles and discs", &needles, 0.3);
         let pose = &geometry.views[0];
         let along = (pose.pixel_mm(22.0, 30.0) - pose.source_mm).normalize();
-        let turn = DQuat::from_rotation_arc(DVec3::X, along);
-        let rotation = [turn.w, turn.x, turn.y, turn.z];
-        let needle =
-            One { position: pose.source_mm + 400.0 * along, scale: DVec3::new(30.0, 1.5, 1.2), rotation, ..ROUND };
+        let turned = |to: DVec3| {
+            let turn = DQuat::from_rotation_arc(DVec3::X, to.normalize());
+            [turn.w, turn.x, turn.y, turn.z]
+        };
+        let needle = One {
+            position: pose.source_mm + 400.0 * along,
+            scale: DVec3::new(30.0, 1.5, 1.2),
+            rotation: turned(along),
+            ..ROUND
+        };
         check("along a ray", &[needle], 0.0);
         check("smaller than a pixel", &ball(60, 30.0, [1e-3, 0.5], 3), 0.9);
         // On the detector's rim and corners, partly or barely on it.
@@ -156,6 +162,9 @@ fn every_kind_of_gaussian_is_seen_as_on_the_cpu() {
         };
         check("about the source", &[near(1.3, 3.0), near(0.99, 30.0), near(0.8, 9.0), ROUND, near(0.5, 12.0)], 0.3);
         check("not seen", &[near(1.3, 3.0), One { position: DVec3::new(0.0, 0.0, 300.0), ..ROUND }], 0.3);
+        // Long, but wholly before the source, however far beyond the detector.
+        let far = |x: f64| One { scale: DVec3::new(x, 1.5, 2.0), rotation: turned(pose.column_step_mm), ..ROUND };
+        check("beyond the detector", &[far(300.0), far(5e4)], 0.3);
         let dark = One { density: 0.0, scale: DVec3::splat(3.0), ..ROUND };
         let lit = ball(2, 20.0, [3.0, 5.0], 14);
         check("without density", &[dark, lit[0], lit[1], dark], 0.2);

@@ -140,6 +140,9 @@ fn every_kind_of_gaussian_is_as_on_the_cpu() {
         let dark = One { density: 0.0, ..ROUND };
         let lit = within(&grid, 2, [1.5, 3.0], 14);
         check("without density", &[dark, lit[0], lit[1], One { position: grid.centre_mm, ..dark }], 0.2);
+        // Far larger than any grid, along and across it.
+        let vast = |x, y, z| One { scale: DVec3::new(x, y, z), rotation: [0.9, 0.3, -0.5, 0.2], ..ROUND };
+        check("vast", &[vast(1e9, 1e7, 1e6), vast(1e3, 1e10, 2e4), vast(2e9, 40.0, 30.0)], 0.0);
         let long = One { rotation: [3.0, -40.0, 20.0, 5.0], scale: DVec3::new(1.0, 2.0, 3.0), ..ROUND };
         let short = One { rotation: [1e-4, -2e-4, 3e-4, 1e-4], ..long };
         check("quaternions of any length", &[long, short], 0.0);
