@@ -8,6 +8,7 @@ mod buffer;
 pub mod cpu;
 pub mod elements;
 pub mod cuda;
+pub mod device;
 pub mod experts;
 pub mod field;
 pub mod gaussians;
@@ -134,26 +135,22 @@ impl<V> ProjectionWeights<'_, V> {
 
 /// All operations: what the optimisation of a representation asks of a carrier.
 pub trait Operations:
-    Compute
+    sart::AlgebraicCompute
     + gaussians::GaussianCompute
     + field::FieldCompute
     + experts::ExpertsCompute
     + losses::LossCompute
     + elements::ElementCompute
-    + sart::SartCompute
-    + total_variation::VariationCompute
 {
 }
 
 impl<T> Operations for T where
-    T: Compute
+    T: sart::AlgebraicCompute
         + gaussians::GaussianCompute
         + field::FieldCompute
         + experts::ExpertsCompute
         + losses::LossCompute
         + elements::ElementCompute
-        + sart::SartCompute
-        + total_variation::VariationCompute
 {
 }
 
@@ -256,6 +253,19 @@ pub trait Compute: Memory {
     /// # Errors
     /// [`ComputeError::Device`] where the memory is not to be had.
     fn prepare(&mut self, workload: &Workload) -> Result<(), ComputeError>;
+
+    /// Runs `work` where operations begin soonest: within the carrier's own threads, where it has such.
+    fn within(&self, work: &mut (dyn FnMut() + Send)) {
+        work();
+    }
+
+    /// Has each of the threads do `work` that carry out what [`Compute::within`] runs.
+    fn each_thread(&self, work: &(dyn Fn() + Sync)) {
+        work();
+    }
+
+    /// What runs the operations and how, in a word or two: SIMD level and threads, or the GPU's name.
+    fn provider(&self) -> String;
 
     /// Forward projection (`A x`): line integrals of `volume` (1/mm) along each pixel's ray, dimensionless, by Joseph's method
     /// (bilinear interpolation in the planes across the ray's dominant axis). Overwrites `projections`.

@@ -36,8 +36,8 @@ use firmware_bridge::mapping::{self, Mapping, MappingError};
 use firmware_bridge::ring::FrameConsumer;
 use firmware_bridge::slots::{Status, StatusDetail};
 
-use crate::compute::cpu::CpuCompute;
-use crate::compute::{Compute, ComputeError};
+use crate::compute::device::Device;
+use crate::compute::{ComputeError, Operations};
 use crate::config::{Calibration, OptimisedSettings, RunBudget, Settings};
 use crate::error::{Classed, ErrorClass};
 use crate::formats::FormatError;
@@ -46,7 +46,8 @@ use crate::plan::{Plan, PlanError, RepairPlan};
 use crate::preprocess::PreprocessError;
 use crate::publish::{Carrier, Publisher, SharedWriter};
 use crate::reconstruct::ReconstructError;
-use crate::reconstruct::optimise::OptimiseError;
+use crate::reconstruct::fdk::{FdkAccumulator, FdkPlan};
+use crate::reconstruct::optimise::{OptimiseError, Optimiser, Recipe};
 use crate::repair::RepairError;
 use crate::supervise::{
     Event, OptimiseCounters, OptimiseProgress, OptimiseTelemetry, Rung, StatusReport, Supervision, is_alive,
@@ -100,9 +101,6 @@ pub enum DaemonError {
         /// Repairs in it.
         repairs: usize,
     },
-    /// The device asked for is not there.
-    #[error("compute.device = \"{0}\": this build has the CPU only; set \"auto\" or \"cpu\"")]
-    Device(String),
     /// A thread could not be started, or died.
     #[error("thread {name}: {reason}")]
     Thread {
@@ -136,15 +134,21 @@ pub struct Daemon {
     banner: String,
 }
 
-/// The carrier that the settings ask for.
+/// The device that the settings ask for; with `auto` also a line that says what was taken.
 ///
 /// # Errors
-/// [`DaemonError::Device`], [`DaemonError::Compute`].
-pub fn carrier(settings: &Settings) -> Result<CpuCompute, DaemonError> {
-    match settings.compute.device.as_str() {
-        "auto" | "cpu" => Ok(CpuCompute::new(settings.compute.threads)?),
-        other => Err(DaemonError::Device(other.into())),
-    }
+/// [`DaemonError::Compute`] where a GPU was asked for and is not there.
+pub fn device(settings: &Settings) -> Result<(Device, Option<String>), DaemonError> {
+    Ok(Device::choose(settings.compute.device, settings.compute.threads)?)
+}
+
+/// What the frame path takes of the device.
+pub(crate) fn take_frame_path(
+    compute: &mut dyn Operations,
+    fdk: &Arc<FdkPlan>,
+) -> Result<FdkAccumulator, ReconstructError> {
+    compute.prepare(&fdk.workload())?;
+    FdkAccumulator::new(compute, Arc::clone(fdk))
 }
 
 fn calibration_file(source: &Calibration, shape: [usize; 2]) -> Result<Option<Vec<f32>>, DaemonError> {
@@ -164,7 +168,7 @@ impl Daemon {
     ///
     /// # Errors
     /// [`DaemonError`].
-    pub fn start(settings: &Settings, mut compute: CpuCompute, plan: Plan) -> Result<Self, DaemonError> {
+    pub fn start(settings: &Settings, device: &Device, plan: Plan) -> Result<Self, DaemonError> {
         plan.check_limit()?;
         let detector = settings.geometry.detector;
         let shape = [detector.rows, detector.columns];
@@ -183,13 +187,11 @@ impl Daemon {
 
         let supervision = Arc::new(Supervision::new());
         let staging = Arc::new(Staging::new(settings.supervise.staging_frames, detector));
-        compute.prepare(&plan.fdk.workload())?;
-        let carrier = Carrier {
-            device: "cpu".into(),
-            provider: format!("{} x{}", compute.simd(), compute.threads()),
-            precision: "float32".into(),
-        };
-        let total = crate::config::format_bytes(plan.host_bytes());
+        let fdk = Arc::new(plan.fdk);
+        let (compute, accumulator) = device.ready(|compute| take_frame_path(compute, &fdk))?;
+        let carrier =
+            Carrier { device: device.name().into(), provider: compute.provider(), precision: "float32".into() };
+        let total = crate::config::format_bytes(Plan::host_bytes_of(&plan.buffers));
         let mut banner = format!(
             "diffnr {} ready: {}; {} in {} buffers; {} views of {} x {} into {:?} voxels; segments {}.frames, {}.volumes{}",
             env!("CARGO_PKG_VERSION"),
@@ -226,7 +228,7 @@ impl Daemon {
                     RunBudget::Iterations(_) => None,
                 },
             };
-            let (thread, words) = start_optimisation(parts, plan.repairs, settings, optimised)?;
+            let (thread, words) = start_optimisation(parts, plan.repairs, device, settings, optimised)?;
             banner += &words;
             (handover, optimise) = (Some(shared), Some(thread));
         }
@@ -242,9 +244,8 @@ impl Daemon {
             files,
         };
         let reconstruct = spawn("reconstruct", move || {
-            let fdk = Arc::new(plan.fdk);
             compute.install(|| {
-                let mut pipeline = Pipeline::new(parts, &compute, fdk)?;
+                let mut pipeline = Pipeline::new(parts, &*compute, accumulator)?;
                 pipeline.warm_up()?;
                 // The one-way latch: nothing of the daemon is ready before this.
                 let _receiver_gone = ready.send(());
@@ -455,31 +456,37 @@ impl Daemon {
     }
 }
 
+/// What the optimisation takes of its device.
+pub(crate) fn take_optimisation(compute: &mut dyn Operations, recipe: &Recipe) -> Result<Optimiser, OptimiseError> {
+    recipe.prepare(compute)?;
+    recipe.optimiser(compute)
+}
+
 /// Starts the thread that optimises, has it rehearse, and says in words what it found.
 fn start_optimisation(
     parts: OptimiseParts,
     repairs: Option<RepairPlan>,
+    device: &Device,
     settings: &Settings,
     optimised: &OptimisedSettings,
 ) -> Result<(JoinHandle<Result<(), DaemonError>>, String), DaemonError> {
     let method = parts.recipe.method().name();
     let (supervision, handover) = (Arc::clone(&parts.supervision), Arc::clone(&parts.handover));
-    let mut compute = CpuCompute::new(settings.compute.threads)?;
-    parts.recipe.prepare(&mut compute)?;
+    let (compute, optimiser) = device.ready(|compute| take_optimisation(compute, &parts.recipe))?;
     let (settings, optimised) = (settings.clone(), optimised.clone());
     let (ready, is_ready) = crossbeam::channel::bounded::<(Schedule, Cost)>(1);
     let thread = spawn("optimise", move || {
         compute.install(|| {
-            rayon::broadcast(|_| {
+            compute.each_thread(&|| {
                 // On Linux the priority of a thread, not of its process; ONNX Runtime's threads get that of the thread that makes them. Being
                 // as urgent as the frames is worse, but no reason to stop.
                 let _as_it_was = rustix::process::setpriority_process(None, NICE);
             });
             let repairs = repairs.map(|plan| ScanRepairs::load(&plan, &settings)).transpose()?;
-            let mut optimisation = Optimisation::new(parts, repairs, &compute)?;
+            let mut optimisation = Optimisation::new(parts, repairs, &*compute, optimiser)?;
             let Optimisation { optimiser, repairs, parts, .. } = &mut optimisation;
             let last = Arc::clone(&parts.last);
-            let rehearsal = Rehearsal { compute: &compute, optimiser, repairs: repairs.as_mut(), last: &last };
+            let rehearsal = Rehearsal { compute: &*compute, optimiser, repairs: repairs.as_mut(), last: &last };
             let (cost, schedule) = rehearsal::rehearse(rehearsal, &settings, &optimised)?;
             optimisation.schedule = schedule;
             optimisation.reserve_ns = cost.volume.as_nanos() as u64;
@@ -487,7 +494,7 @@ fn start_optimisation(
                 *optimisation.parts.supervision.slice_fixer() = Some(repairs.telemetry(found.repair));
                 optimisation.parts.handover.set_ender(repairs.ender());
             }
-            rayon::broadcast(|_| crate::supervise::mark_frame_path());
+            compute.each_thread(&crate::supervise::mark_frame_path);
             optimisation.parts.handover.work_here();
             let _receiver_gone = ready.send((optimisation.schedule, cost));
             drop(ready);

@@ -16,6 +16,8 @@ pub use schedule::{RungRule, Step};
 
 use serde::Serialize;
 
+use crate::compute::cuda::STAGING_BYTES;
+use crate::compute::device::Device;
 use crate::compute::{ComputeError, Operations};
 use crate::config::{DropPolicy, Settings, format_bytes};
 use crate::daemon::{Handover, ScanState, ScanStore};
@@ -51,6 +53,9 @@ pub enum PlanError {
     /// The carrier refuses.
     #[error("plan: {0}")]
     Compute(#[from] ComputeError),
+    /// The representation refuses.
+    #[error("plan: {0}")]
+    Optimise(#[from] crate::reconstruct::optimise::OptimiseError),
     /// The model that is to repair volumes is not there, or not to be had.
     #[error("plan: slice_fixer: {0}")]
     Repair(#[from] RepairError),
@@ -103,11 +108,12 @@ pub struct PlanReport<'a> {
 }
 
 impl Plan {
-    /// Plans `settings` for `compute`.
+    /// Plans `settings` for `device`.
     ///
     /// # Errors
     /// [`PlanError`]; the limit is not checked here but by [`Plan::check_limit`], so that a plan that is too large can be shown.
-    pub fn of(settings: &Settings, compute: &dyn Operations) -> Result<Self, PlanError> {
+    pub fn of(settings: &Settings, device: &Device) -> Result<Self, PlanError> {
+        let compute = &*device.planner()?;
         let fdk_settings = FdkSettings { window: settings.window, views_per_call: Some(1), ..FdkSettings::default() };
         let fdk = FdkPlan::without_scratch(&settings.geometry, &settings.grid, fdk_settings)?;
         let recipe = settings
@@ -142,16 +148,7 @@ impl Plan {
         ];
         buffers.extend(Preprocessor::buffers(&settings.preprocess, detector));
         buffers.push(Buffer::new("preprocess: line integrals of one view", 4 * detector.pixels() as u64, Place::Host));
-        buffers.extend(
-            fdk.buffers()
-                .into_iter()
-                .map(|(name, bytes)| Buffer::new(format!("reconstruct: {name}"), bytes as u64, Place::Host)),
-        );
-        buffers.push(Buffer::new(
-            "compute: scratch of all threads",
-            compute.scratch_bytes(&fdk.workload()) as u64,
-            Place::Host,
-        ));
+        buffers.extend(on_frame_path(&fdk, device, compute)?);
         let views = settings.geometry.views.len();
         buffers.push(Buffer::new("reconstruct: views seen", ScanState::bytes(views), Place::Host));
         buffers.push(Buffer::new("publish: last volume, kept for STALE", 4 * settings.grid.len() as u64, Place::Host));
@@ -159,11 +156,7 @@ impl Plan {
             let host = |(name, bytes): (&str, usize)| Buffer::new(name, bytes as u64, Place::Host);
             buffers.push(host(("reconstruct: views of the scan", ScanStore::bytes(views, detector))));
             buffers.push(host(("optimise: views handed over", Handover::bytes(views, detector))));
-            buffers.extend(recipe.buffers().into_iter().map(|(name, bytes)| {
-                Buffer::new(format!("optimise: {}", name.trim_start_matches("optimise ")), bytes as u64, Place::Host)
-            }));
-            // A carrier of its own, so that frames are never kept waiting by an operation of the optimisation.
-            buffers.push(host(("optimise: scratch of all threads", recipe.scratch_bytes(compute))));
+            buffers.extend(of_optimisation(recipe, device, compute)?);
         }
         if let Some(repairs) = &repairs {
             buffers.extend(repairs.buffers(views)?);
@@ -187,7 +180,13 @@ impl Plan {
     /// Bytes in all places but device memory: what `memory.host_limit` bounds.
     #[must_use]
     pub fn host_bytes(&self) -> u64 {
-        self.buffers.iter().filter(|b| b.place != Place::Device).map(|b| b.bytes).sum()
+        Self::host_bytes_of(&self.buffers)
+    }
+
+    /// Bytes in all places but device memory.
+    #[must_use]
+    pub fn host_bytes_of(buffers: &[Buffer]) -> u64 {
+        buffers.iter().filter(|buffer| buffer.place != Place::Device).map(|buffer| buffer.bytes).sum()
     }
 
     /// Refuses a plan above the limit.
@@ -224,4 +223,46 @@ impl Plan {
             warnings: &self.warnings,
         }
     }
+}
+
+/// What a carrier on a GPU takes beside its arena, which holds all buffers that operations work on.
+fn beside_the_arena(stage: &str, arena_bytes: usize, host: Vec<(&'static str, usize)>) -> Vec<Buffer> {
+    let named = |(name, bytes): (&str, usize)| {
+        Buffer::new(format!("{stage}: {}", name.trim_start_matches("optimise ")), bytes as u64, Place::Host)
+    };
+    let mut buffers = vec![
+        Buffer::new(format!("{stage}: arena of the carrier"), arena_bytes as u64, Place::Device),
+        Buffer::new(format!("{stage}: staging of copies"), STAGING_BYTES as u64, Place::Pinned),
+    ];
+    buffers.extend(host.into_iter().map(named));
+    buffers
+}
+
+/// Buffers of FDK while frames arrive.
+fn on_frame_path(fdk: &FdkPlan, device: &Device, compute: &dyn Operations) -> Result<Vec<Buffer>, PlanError> {
+    if matches!(device, Device::Cuda(_)) {
+        let shared = std::sync::Arc::new(fdk.clone());
+        let arena = device.arena_bytes(|compute| crate::daemon::take_frame_path(compute, &shared).map(drop))?;
+        return Ok(beside_the_arena("reconstruct", arena, fdk.host_buffers()));
+    }
+    let host = |(name, bytes): (&str, usize)| Buffer::new(format!("reconstruct: {name}"), bytes as u64, Place::Host);
+    let mut buffers: Vec<Buffer> = fdk.buffers().into_iter().map(host).collect();
+    let scratch = compute.scratch_bytes(&fdk.workload()) as u64;
+    buffers.push(Buffer::new("compute: scratch of all threads", scratch, Place::Host));
+    Ok(buffers)
+}
+
+/// Buffers of the optimisation, which has a carrier of its own, so that frames are never kept waiting by one of its operations.
+fn of_optimisation(recipe: &Recipe, device: &Device, compute: &dyn Operations) -> Result<Vec<Buffer>, PlanError> {
+    if matches!(device, Device::Cuda(_)) {
+        let arena = device.arena_bytes(|compute| crate::daemon::take_optimisation(compute, recipe).map(drop))?;
+        return Ok(beside_the_arena("optimise", arena, recipe.host_buffers()));
+    }
+    let named = |(name, bytes): (&str, usize)| {
+        Buffer::new(format!("optimise: {}", name.trim_start_matches("optimise ")), bytes as u64, Place::Host)
+    };
+    let mut buffers: Vec<Buffer> = recipe.buffers().into_iter().map(named).collect();
+    let scratch = recipe.scratch_bytes(compute) as u64;
+    buffers.push(Buffer::new("optimise: scratch of all threads", scratch, Place::Host));
+    Ok(buffers)
 }

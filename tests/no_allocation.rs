@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytemuck::Zeroable;
 use diffnr::config::{EarlyIterations, Settings};
-use diffnr::daemon::{Daemon, carrier};
+use diffnr::daemon::{Daemon, device};
 use diffnr::plan::{Place, Plan};
 use diffnr::repair::library;
 use firmware_bridge::clock::monotonic_ns;
@@ -202,10 +202,10 @@ fn two_scans(reconstruct: &str, voxels: [usize; 3]) {
     let _segments = Segments(&name);
     let settings = settings(&name, reconstruct, voxels);
     let before = LIVE_BYTES.load(Ordering::Relaxed);
-    let compute = carrier(&settings).unwrap();
-    let plan = Plan::of(&settings, &compute).unwrap();
+    let (device, _) = device(&settings).unwrap();
+    let plan = Plan::of(&settings, &device).unwrap();
     let planned: u64 = plan.buffers.iter().filter(|b| b.place == Place::Host).map(|b| b.bytes).sum();
-    let daemon = Daemon::start(&settings, compute, plan).unwrap();
+    let daemon = Daemon::start(&settings, &device, plan).unwrap();
     let allocated = LIVE_BYTES.load(Ordering::Relaxed) - before;
     // Beside the buffers: poses in settings and plan, FFT tables, thread handles, queues of the pools, strings.
     let slack = 192 * 1024;

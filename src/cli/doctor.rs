@@ -175,8 +175,8 @@ struct Need {
 
 fn need(config: &std::path::Path) -> Result<Need, Failure> {
     let settings = Settings::load(config).map_err(|error| super::serve::config_failure(&error))?;
-    let compute = crate::daemon::carrier(&settings).map_err(|error| super::serve::daemon_failure(&error))?;
-    let plan = Plan::of(&settings, &compute).map_err(|error| super::serve::plan_failure(&error))?;
+    let (device, _) = crate::daemon::device(&settings).map_err(|error| super::serve::daemon_failure(&error))?;
+    let plan = Plan::of(&settings, &device).map_err(|error| super::serve::plan_failure(&error))?;
     let shared = plan.buffers.iter().filter(|buffer| buffer.place == crate::plan::Place::Shared);
     Ok(Need { host_bytes: plan.host_bytes(), shared_bytes: shared.map(|buffer| buffer.bytes).sum() })
 }

@@ -35,15 +35,15 @@ pub(super) struct Arguments {
 /// See [`crate::error::exit`].
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let settings = Settings::load(&arguments.config).map_err(|error| super::serve::config_failure(&error))?;
-    let compute = crate::daemon::carrier(&settings).map_err(|error| super::serve::daemon_failure(&error))?;
-    let plan = Plan::of(&settings, &compute).map_err(|error| super::serve::plan_failure(&error))?;
+    let (device, _) = crate::daemon::device(&settings).map_err(|error| super::serve::daemon_failure(&error))?;
+    let plan = Plan::of(&settings, &device).map_err(|error| super::serve::plan_failure(&error))?;
     let failed = |error: serde_json::Error| Failure::new(exit::FAILURE, &error);
     if !arguments.json {
         print_tables(&settings, &plan);
     }
     let limit = plan.check_limit().map_err(|error| super::serve::plan_failure(&error));
     let rehearsed = match arguments.rehearse && limit.is_ok() {
-        true => rehearse_plan(&settings, &plan).map_err(|error| super::serve::daemon_failure(&error))?,
+        true => rehearse_plan(&settings, &device, &plan).map_err(|error| super::serve::daemon_failure(&error))?,
         false => None,
     };
     if arguments.json {

@@ -19,8 +19,7 @@ use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
 use super::Failure;
-use crate::compute::Compute;
-use crate::compute::cpu::CpuCompute;
+use crate::compute::device::{Device, DeviceChoice};
 use crate::error::exit;
 use crate::formats::Scan;
 use crate::geometry::{Coverage, VolumeGrid};
@@ -80,17 +79,6 @@ impl Method {
     }
 }
 
-/// What carries out the operations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Device {
-    /// The fastest that is there
-    Auto,
-    /// All cores, SIMD found at run time
-    Cpu,
-    /// NVIDIA GPU (not in this build)
-    Cuda,
-}
-
 /// Arguments of `diffnr reconstruct`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -115,9 +103,9 @@ pub(super) struct Arguments {
     /// Volume to write: .nii or .nii.gz (HU), or .npy (axes and scale of the scene's vol_gt.npy)
     #[arg(short, long, value_name = "FILE", required = true, num_args = 1)]
     output: Vec<PathBuf>,
-    /// Device
-    #[arg(long, value_enum, default_value = "auto")]
-    device: Device,
+    /// Device: auto (a GPU that the kernels run on, else the CPU), cpu, cuda, or cuda:N for the GPU with index N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: DeviceChoice,
     /// Threads (0: one for each processor)
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -173,12 +161,20 @@ struct Job<'a> {
     arguments: &'a Arguments,
     scan: &'a Scan,
     grid: VolumeGrid,
-    compute: CpuCompute,
+    device: Device,
     /// Bar on the terminal, and the trace.
     tracer: Tracer,
 }
 
 impl<'a> Job<'a> {
+    /// Threads that the processor has for this.
+    fn threads(&self) -> usize {
+        match self.arguments.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
+            threads => threads,
+        }
+    }
+
     /// The scan's line integrals, `[view][row v][column u]`.
     fn line_integrals(&self) -> &'a [f32] {
         // `inputs::load` hands out arrays in standard order.
@@ -188,6 +184,8 @@ impl<'a> Job<'a> {
 
 /// What a method hands back.
 struct Reconstructed {
+    /// What carried it out.
+    device: String,
     /// Attenuation in 1/mm, `[x][y][z]`.
     volume: Vec<f32>,
     plan_s: f64,
@@ -212,13 +210,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let begin = Instant::now();
     arguments.check_options()?;
     outputs::check(arguments)?;
-    let compute = carrier(arguments)?;
+    let device = device(arguments)?;
     let scan = inputs::load(arguments)?;
     let grid = arguments.size.map_or(scan.grid, |n| scan.grid.resampled(n as usize));
     let tracer = Tracer::new(arguments, &scan, &grid)?;
     let read_s = begin.elapsed().as_secs_f64();
 
-    let mut job = Job { arguments, scan: &scan, grid, compute, tracer };
+    let mut job = Job { arguments, scan: &scan, grid, device, tracer };
     let done = match arguments.method {
         Method::Fdk => fdk::run(&mut job)?,
         Method::Gaussians | Method::Field => optimised::run(&mut job)?,
@@ -226,7 +224,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Method::AsdPocs => iterative::run_asd_pocs(&mut job)?,
     };
     job.tracer.write()?;
-    let compute = job.compute;
 
     let begin = Instant::now();
     let [x, y, z] = grid.voxels;
@@ -240,7 +237,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             "method": arguments.method.name(),
             "scan": arguments.scan,
             "outputs": arguments.output,
-            "device": compute.description(),
+            "device": done.device,
             "voxels": grid.voxels,
             "voxel_mm": grid.voxel_mm.to_array(),
             "views": scan.geometry.views.len(),
@@ -264,7 +261,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             scan.geometry.views.len(),
             done.reconstruct_s,
             done.summary,
-            compute.description(),
+            done.device,
             done.plan_s,
             memory::peak_bytes().map_or("not known".into(), |bytes| format!("{} MiB", bytes >> 20)),
         );
@@ -275,20 +272,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The carrier that the arguments ask for; `auto` says in a line what it took.
-fn carrier(arguments: &Arguments) -> Result<CpuCompute, Failure> {
-    match arguments.device {
-        Device::Cuda => {
-            return Err(Failure {
-                message: "device cuda: this build has no CUDA kernels; use --device cpu (or auto, which takes the CPU)"
-                    .into(),
-                code: exit::DEVICE,
-            });
-        }
-        Device::Auto => eprintln!("diffnr: device auto: running on the CPU, as this build has no CUDA kernels"),
-        Device::Cpu => {}
+/// The device that the arguments ask for; `auto` says in a line what it took.
+fn device(arguments: &Arguments) -> Result<Device, Failure> {
+    let (device, told) =
+        Device::choose(arguments.device, arguments.threads).map_err(|error| Failure::new(exit::DEVICE, &error))?;
+    if let Some(told) = told {
+        eprintln!("diffnr: {told}");
     }
-    CpuCompute::new(arguments.threads).map_err(|error| Failure::new(exit::DEVICE, &error))
+    Ok(device)
 }
 
 fn coverage_json(coverage: &Coverage) -> Value {

@@ -73,7 +73,10 @@ fn repair_code(error: &RepairError) -> u8 {
 pub(super) fn plan_failure(error: &PlanError) -> Failure {
     let code = match error {
         PlanError::OverLimit { .. } => exit::BUDGET,
-        PlanError::Reconstruct(error) => reconstruct_code(error),
+        PlanError::Reconstruct(error) | PlanError::Optimise(OptimiseError::Reconstruct(error)) => {
+            reconstruct_code(error)
+        }
+        PlanError::Optimise(OptimiseError::Represent(_)) => exit::CONFIG,
         PlanError::Compute(_) => exit::DEVICE,
         PlanError::Repair(error) => repair_code(error),
     };
@@ -85,7 +88,7 @@ pub(super) fn daemon_failure(error: &DaemonError) -> Failure {
     let code = match error {
         DaemonError::Plan(error) => return plan_failure(error),
         DaemonError::Mapping(_) => exit::SHARED_MEMORY,
-        DaemonError::Compute(_) | DaemonError::Device(_) => exit::DEVICE,
+        DaemonError::Compute(_) => exit::DEVICE,
         DaemonError::Calibration(_) | DaemonError::Preprocess(_) => exit::INPUT,
         DaemonError::Reconstruct(error) | DaemonError::Optimise(OptimiseError::Reconstruct(error)) => {
             reconstruct_code(error)
@@ -105,12 +108,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let settings = Settings::load(&arguments.config).map_err(|error| config_failure(&error))?;
     supervise::start_log(&settings.supervise);
     let stop = stop_on_signals()?;
-    let compute = crate::daemon::carrier(&settings).map_err(|error| daemon_failure(&error))?;
-    let plan = Plan::of(&settings, &compute).map_err(|error| plan_failure(&error))?;
+    let (device, told) = crate::daemon::device(&settings).map_err(|error| daemon_failure(&error))?;
+    if let Some(told) = told {
+        tracing::info!("{told}");
+    }
+    let plan = Plan::of(&settings, &device).map_err(|error| plan_failure(&error))?;
     for warning in &plan.warnings {
         tracing::warn!("{warning}");
     }
-    let daemon = Daemon::start(&settings, compute, plan).map_err(|error| daemon_failure(&error))?;
+    let daemon = Daemon::start(&settings, &device, plan).map_err(|error| daemon_failure(&error))?;
     tracing::info!("{}", daemon.banner());
 
     let every = Duration::from_millis(settings.supervise.status_every_ms);

@@ -142,6 +142,18 @@ impl Compute for CpuCompute {
         format!("CPU ({}), {}, {} threads", processor(), self.simd, self.threads())
     }
 
+    fn within(&self, work: &mut (dyn FnMut() + Send)) {
+        self.pool.install(work);
+    }
+
+    fn each_thread(&self, work: &(dyn Fn() + Sync)) {
+        self.pool.broadcast(|_| work());
+    }
+
+    fn provider(&self) -> String {
+        format!("{} x{}", self.simd, self.threads())
+    }
+
     fn scratch_bytes(&self, workload: &Workload) -> usize {
         self.need(workload).bytes(self.threads())
     }

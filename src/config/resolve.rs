@@ -345,11 +345,13 @@ fn supervise(raw: &RawSupervise, folder: &Path) -> Result<SuperviseSettings, Con
 }
 
 fn compute(raw: &RawSettings) -> Result<ComputeSettings, ConfigError> {
-    let device = raw.compute.device.as_deref();
-    let device = choice("compute.device", device, "auto", &[("auto", "auto"), ("cpu", "cpu"), ("cuda", "cuda")])?;
+    let device = raw.compute.device.as_deref().unwrap_or("auto").to_ascii_lowercase();
+    let device = device
+        .parse()
+        .map_err(|requirement: String| ConfigError::value("compute.device", format!("\"{device}\""), requirement))?;
     let threads = match count("compute.threads", raw.compute.threads, 0, 0, 1024)? {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
         threads => threads,
     };
-    Ok(ComputeSettings { device: device.into(), threads })
+    Ok(ComputeSettings { device, threads })
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::OptimisedSettings;
+use crate::compute::device::DeviceChoice;
 use crate::geometry::{ScanGeometry, VolumeGrid};
 
 /// All settings, checked and resolved.
@@ -144,7 +145,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ComputeSettings {
     /// `auto`, `cpu` or `cuda`, as asked for.
-    pub device: String,
+    pub device: DeviceChoice,
     /// Threads of the pool; never 0.
     pub threads: usize,
 }

@@ -18,7 +18,7 @@ use firmware_bridge::layout::{METHOD_FIELD, METHOD_GAUSSIANS, VOLUME_DEGRADED, V
 use super::early::EarlyWatch;
 use super::handover::{Ended, Handover, Job, LastVolume, Portion};
 use super::repairs::ScanRepairs;
-use crate::compute::cpu::CpuCompute;
+use crate::compute::Operations;
 use crate::config::PublishEvery;
 use crate::geometry::ScanGeometry;
 use crate::publish::Publisher;
@@ -57,7 +57,7 @@ pub(super) struct Schedule {
 
 /// The thread's state; every buffer in it is in the plan.
 pub(super) struct Optimisation<'p> {
-    pub(super) compute: &'p CpuCompute,
+    pub(super) compute: &'p dyn Operations,
     pub(super) optimiser: Optimiser,
     pub(super) parts: OptimiseParts,
     pub(super) schedule: Schedule,
@@ -70,13 +70,13 @@ pub(super) struct Optimisation<'p> {
 }
 
 impl<'p> Optimisation<'p> {
-    /// Allocates everything.
+    /// Allocates what the repairs take.
     pub(super) fn new(
         parts: OptimiseParts,
         repairs: Option<ScanRepairs>,
-        compute: &'p CpuCompute,
+        compute: &'p dyn Operations,
+        mut optimiser: Optimiser,
     ) -> Result<Self, OptimiseError> {
-        let mut optimiser = parts.recipe.optimiser(compute)?;
         if let Some(repairs) = &repairs {
             let teller = Some((Arc::clone(&parts.supervision), Arc::clone(&parts.handover)));
             optimiser.repair_with(compute, repairs.repairer(teller))?;
@@ -176,7 +176,7 @@ impl<'p> Optimisation<'p> {
 /// An early start, as far as its scan's last frame lets it; number of its job and seconds, if it came to its end.
 fn start_early(
     optimiser: &mut Optimiser,
-    compute: &CpuCompute,
+    compute: &dyn Operations,
     parts: &OptimiseParts,
     schedule: Schedule,
     job: MutexGuard<'_, Job>,

@@ -11,14 +11,14 @@ use firmware_bridge::layout::{FrameHeader, FrameKind, VolumeHeader};
 
 use super::handover::{Ended, Handover, LastVolume, Portion, ScanStore};
 use super::{DaemonError, ScanState, tell_rung};
-use crate::compute::cpu::CpuCompute;
+use crate::compute::Operations;
 use crate::config::Settings;
 use crate::geometry::ViewPose;
 use crate::ingest::{StagedFrame, Staging};
 use crate::preprocess::{CalibrationSource, Preprocessor};
 use crate::publish::{Moment, Publisher, Receipt};
 use crate::reconstruct::ReconstructError;
-use crate::reconstruct::fdk::{FdkAccumulator, FdkPlan};
+use crate::reconstruct::fdk::FdkAccumulator;
 use crate::supervise::{Event, Ladder, Refusal, Stage, Supervision};
 
 /// How long the thread sleeps at most when nothing comes: the grain of the frame time-out.
@@ -42,7 +42,7 @@ pub(super) struct Parts {
 
 /// The thread's state; every buffer in it is in the plan.
 pub(super) struct Pipeline<'p> {
-    compute: &'p CpuCompute,
+    compute: &'p dyn Operations,
     accumulator: FdkAccumulator,
     preprocessor: Preprocessor,
     scan: ScanState,
@@ -80,12 +80,16 @@ pub(super) struct Pipeline<'p> {
 
 impl<'p> Pipeline<'p> {
     /// Allocates everything.
-    pub(super) fn new(parts: Parts, compute: &'p CpuCompute, plan: Arc<FdkPlan>) -> Result<Self, DaemonError> {
+    pub(super) fn new(
+        parts: Parts,
+        compute: &'p dyn Operations,
+        accumulator: FdkAccumulator,
+    ) -> Result<Self, DaemonError> {
         let Parts { settings, publisher, staging, supervision, files, handover, last } = parts;
         let detector = settings.geometry.detector;
         Ok(Self {
             compute,
-            accumulator: FdkAccumulator::new(compute, plan)?,
+            accumulator,
             preprocessor: Preprocessor::new(&settings.preprocess, detector, files)?,
             scan: ScanState::new(settings.geometry.views.len()),
             ladder: Ladder::default(),
@@ -126,7 +130,7 @@ impl<'p> Pipeline<'p> {
         self.supervision.reconstruct().scan = self.scan.summary();
         self.staging.receive_here();
         let _clock = monotonic_ns();
-        rayon::broadcast(|_| crate::supervise::mark_frame_path());
+        self.compute.each_thread(&crate::supervise::mark_frame_path);
         Ok(())
     }
 

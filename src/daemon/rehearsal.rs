@@ -10,7 +10,8 @@ use super::early::FramePace;
 use super::handover::LastVolume;
 use super::optimise::Schedule;
 use super::repairs::ScanRepairs;
-use crate::compute::cpu::CpuCompute;
+use crate::compute::Operations;
+use crate::compute::device::Device;
 use crate::config::{OptimisedSettings, PublishEvery, RunBudget, Settings};
 use crate::geometry::{ScanGeometry, VolumeGrid};
 use crate::plan::Plan;
@@ -110,7 +111,7 @@ impl Cost {
 
 /// What a rehearsal needs.
 pub(super) struct Rehearsal<'a> {
-    pub(super) compute: &'a CpuCompute,
+    pub(super) compute: &'a dyn Operations,
     pub(super) optimiser: &'a mut Optimiser,
     pub(super) repairs: Option<&'a mut ScanRepairs>,
     pub(super) last: &'a Mutex<LastVolume>,
@@ -205,18 +206,17 @@ pub struct Rehearsed {
 ///
 /// # Errors
 /// As the daemon's start, as far as the optimisation is concerned.
-pub fn rehearse_plan(settings: &Settings, plan: &Plan) -> Result<Option<Rehearsed>, DaemonError> {
+pub fn rehearse_plan(settings: &Settings, device: &Device, plan: &Plan) -> Result<Option<Rehearsed>, DaemonError> {
     let (Some(recipe), Some(optimised)) = (&plan.recipe, &settings.optimised) else { return Ok(None) };
-    let mut compute = CpuCompute::new(settings.compute.threads)?;
-    recipe.prepare(&mut compute)?;
-    let mut optimiser = recipe.optimiser(&compute)?;
+    let (compute, mut optimiser) = device.ready(|compute| super::take_optimisation(compute, recipe))?;
+    let compute = &*compute;
     let mut repairs = plan.repairs.as_ref().map(|plan| ScanRepairs::load(plan, settings)).transpose()?;
     if let Some(repairs) = &repairs {
-        optimiser.repair_with(&compute, repairs.repairer(None))?;
+        optimiser.repair_with(compute, repairs.repairer(None))?;
     }
     let last = Mutex::new(LastVolume::new(settings.grid.len()));
     let (cost, schedule) = compute.install(|| {
-        let parts = Rehearsal { compute: &compute, optimiser: &mut optimiser, repairs: repairs.as_mut(), last: &last };
+        let parts = Rehearsal { compute, optimiser: &mut optimiser, repairs: repairs.as_mut(), last: &last };
         rehearse(parts, settings, optimised)
     })?;
     let seconds = |duration: Duration| duration.as_secs_f64();

@@ -191,6 +191,16 @@ impl FdkPlan {
         ]
     }
 
+    /// Every buffer of plan and accumulator on the host, where the others lie on a device.
+    #[must_use]
+    pub fn host_buffers(&self) -> Vec<(&'static str, usize)> {
+        let mut buffers: Vec<_> =
+            self.buffers().into_iter().filter(|(name, _)| *name != "fdk filtered views").collect();
+        // The volume's copy, as long as the volume itself.
+        buffers.iter_mut().filter(|(name, _)| *name == "fdk volume").for_each(|(name, _)| *name = "fdk volume's copy");
+        buffers
+    }
+
     fn image_floats(&self) -> usize {
         self.detector.pixels() * if self.image.is_some() { 1 } else { self.views_per_call }
     }

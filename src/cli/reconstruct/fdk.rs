@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 
 use super::{Job, Reconstructed, failure, inputs, memory};
 use crate::cli::Failure;
-use crate::compute::Compute;
 use crate::compute::cpu::ramp_filter::Window;
 use crate::reconstruct::{FdkAccumulator, FdkPlan, FdkSettings, Observer, Progress};
 
@@ -35,10 +34,16 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let (window, cutoff) = job.arguments.fdk.window.unwrap_or((Window::RamLak, 1.0));
     let settings = FdkSettings { window, cutoff, views_per_call: None };
     let plan = Arc::new(FdkPlan::without_scratch(&job.scan.geometry, &job.grid, settings).map_err(failure)?);
-    let scratch_bytes = job.compute.scratch_bytes(&plan.workload());
-    memory::check(&plan.buffers(), scratch_bytes, &job.grid, "use a smaller --size")?;
-    job.compute.prepare(&plan.workload()).map_err(|error| failure(error.into()))?;
-    let mut accumulator = FdkAccumulator::new(&job.compute, Arc::clone(&plan)).map_err(failure)?;
+    let planner = job.device.planner().map_err(|error| failure(error.into()))?;
+    let scratch_bytes = planner.scratch_bytes(&plan.workload());
+    memory::check(&job.device, &plan.buffers(), scratch_bytes, &job.grid, "use a smaller --size")?;
+    drop(planner);
+    let ready = job.device.ready(|compute| {
+        compute.prepare(&plan.workload())?;
+        FdkAccumulator::new(compute, Arc::clone(&plan))
+    });
+    let (compute, mut accumulator) = ready.map_err(failure)?;
+    let compute = &*compute;
     let plan_s = begin.elapsed().as_secs_f64();
     for warning in &plan.coverage().warnings {
         eprintln!("diffnr: warning: {warning}");
@@ -50,14 +55,14 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     job.tracer.begin("FDK", "views", job.scan.geometry.views.len());
     let group = plan.views_per_call();
     for (index, part) in job.line_integrals().chunks(group * plan.detector().pixels()).enumerate() {
-        accumulator.add_views(&job.compute, index * group, part).map_err(failure)?;
+        accumulator.add_views(compute, index * group, part).map_err(failure)?;
         job.tracer.at(accumulator.views_added());
     }
     let reconstruct_s = job.tracer.method_s();
     let views = accumulator.views_added();
     // One point: the only volume there is.
     let wanted = job.tracer.wants_volume(views);
-    let volume = wanted.then(|| accumulator.volume(&job.compute)).transpose().map_err(failure)?;
+    let volume = wanted.then(|| accumulator.volume(compute)).transpose().map_err(failure)?;
     job.tracer.observe(&Progress { iteration: views, iterations: views, residual: f64::NAN, volume });
     job.tracer.end();
 
@@ -67,7 +72,8 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
         ("gups".to_owned(), Value::from(gups)),
     ];
     Ok(Reconstructed {
-        volume: accumulator.into_volume(&job.compute).map_err(failure)?,
+        volume: accumulator.into_volume(compute).map_err(failure)?,
+        device: compute.description(),
         plan_s,
         reconstruct_s,
         buffers: plan.buffers(),

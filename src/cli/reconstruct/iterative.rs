@@ -8,7 +8,6 @@ use serde_json::{Map, Value, json};
 
 use super::{Arguments, Job, Reconstructed, failure, memory};
 use crate::cli::Failure;
-use crate::compute::Compute;
 use crate::geometry::Coverage;
 use crate::reconstruct::{
     AsdPocs, AsdPocsPlan, AsdPocsSettings, Epsilon, OsSart, OsSartPlan, OsSartSettings, Outcome, PixelWeights,
@@ -158,14 +157,26 @@ pub(super) fn run_os_sart(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let begin = Instant::now();
     let settings = Options::os_sart(job.arguments, OsSartSettings::default());
     let plan = OsSartPlan::without_scratch(&job.scan.geometry, &job.grid, settings).map_err(failure)?;
-    let scratch_bytes = job.compute.scratch_bytes(&plan.workload());
-    memory::check(&plan.buffers(), scratch_bytes, &job.grid, "use a smaller --size or more --subset-views")?;
-    job.compute.prepare(&plan.workload()).map_err(|error| failure(error.into()))?;
+    let planner = job.device.planner().map_err(|error| failure(error.into()))?;
+    let scratch_bytes = planner.scratch_bytes(&plan.workload());
+    memory::check(
+        &job.device,
+        &plan.buffers(),
+        scratch_bytes,
+        &job.grid,
+        "use a smaller --size or more --subset-views",
+    )?;
+    drop(planner);
     let plan = Arc::new(plan);
-    let mut sart = OsSart::new(Arc::clone(&plan), &job.compute, job.line_integrals()).map_err(failure)?;
+    let ready = job.device.ready(|compute| {
+        compute.prepare(&plan.workload())?;
+        OsSart::new(Arc::clone(&plan), compute, job.line_integrals())
+    });
+    let (compute, mut sart) = ready.map_err(failure)?;
+    let compute = &*compute;
     let plan_s = begin.elapsed().as_secs_f64();
 
-    let Job { compute, tracer, .. } = job;
+    let tracer = &mut job.tracer;
     tracer.begin("OS-SART", "sweeps", settings.stop.iterations);
     let outcome = compute.install(|| sart.run(compute, tracer)).map_err(failure)?;
     tracer.end();
@@ -177,7 +188,7 @@ pub(super) fn run_os_sart(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
         plan_s,
         plan.buffers(),
         scratch_bytes,
-        sart.into_volume(&job.compute).map_err(failure)?,
+        (sart.into_volume(compute).map_err(failure)?, compute.description()),
     ))
 }
 
@@ -186,14 +197,26 @@ pub(super) fn run_asd_pocs(job: &mut Job<'_>) -> Result<Reconstructed, Failure> 
     let begin = Instant::now();
     let settings = job.arguments.asd_pocs.settings(job.arguments);
     let plan = AsdPocsPlan::without_scratch(&job.scan.geometry, &job.grid, settings).map_err(failure)?;
-    let scratch_bytes = job.compute.scratch_bytes(&plan.workload());
-    memory::check(&plan.buffers(), scratch_bytes, &job.grid, "use a smaller --size or more --subset-views")?;
-    job.compute.prepare(&plan.workload()).map_err(|error| failure(error.into()))?;
+    let planner = job.device.planner().map_err(|error| failure(error.into()))?;
+    let scratch_bytes = planner.scratch_bytes(&plan.workload());
+    memory::check(
+        &job.device,
+        &plan.buffers(),
+        scratch_bytes,
+        &job.grid,
+        "use a smaller --size or more --subset-views",
+    )?;
+    drop(planner);
     let plan = Arc::new(plan);
-    let mut method = AsdPocs::new(Arc::clone(&plan), &job.compute, job.line_integrals()).map_err(failure)?;
+    let ready = job.device.ready(|compute| {
+        compute.prepare(&plan.workload())?;
+        AsdPocs::new(Arc::clone(&plan), compute, job.line_integrals())
+    });
+    let (compute, mut method) = ready.map_err(failure)?;
+    let compute = &*compute;
     let plan_s = begin.elapsed().as_secs_f64();
 
-    let Job { compute, tracer, .. } = job;
+    let tracer = &mut job.tracer;
     tracer.begin("ASD-POCS", "iterations", settings.sart.stop.iterations);
     let outcome = compute.install(|| method.run(compute, tracer)).map_err(failure)?;
     tracer.end();
@@ -211,7 +234,7 @@ pub(super) fn run_asd_pocs(job: &mut Job<'_>) -> Result<Reconstructed, Failure> 
         plan_s,
         plan.buffers(),
         scratch_bytes,
-        method.into_volume(&job.compute).map_err(failure)?,
+        (method.into_volume(compute).map_err(failure)?, compute.description()),
     ))
 }
 
@@ -241,7 +264,7 @@ fn finish(
     plan_s: f64,
     buffers: Vec<(&'static str, usize)>,
     scratch_bytes: usize,
-    volume: Vec<f32>,
+    (volume, device): (Vec<f32>, String),
 ) -> Reconstructed {
     let reconstruct_s = job.tracer.method_s();
     // What FDK would say of the scan: its coverage, or why it would refuse.
@@ -260,6 +283,7 @@ fn finish(
     facts.insert("residual_of_nothing".into(), outcome.residual_of_nothing.into());
     facts.insert("held_back_residual".into(), json!(outcome.held_back_residual));
     Reconstructed {
+        device,
         volume,
         plan_s,
         reconstruct_s,

@@ -1,13 +1,16 @@
 //! Memory of the machine and of this process.
 
 use crate::cli::Failure;
+use crate::compute::device::Device;
 use crate::error::exit;
 use crate::geometry::VolumeGrid;
 
 /// Refuses a plan for which the machine has no memory left, rather than being killed half-way.
 ///
-/// `buffers` are the method's, `scratch_bytes` the carrier's; what is there already (the projections) is no part of them.
+/// `buffers` are the method's, `scratch_bytes` the carrier's; what is there already (the projections) is no part of them. Where they lie on a GPU, of which
+/// the arena's own allocation says whether it has the room, it is the volume's copies alone.
 pub(super) fn check(
+    device: &Device,
     buffers: &[(&'static str, usize)],
     scratch_bytes: usize,
     grid: &VolumeGrid,
@@ -15,6 +18,10 @@ pub(super) fn check(
 ) -> Result<(), Failure> {
     // Volumes in the unit of the output are copies.
     let copy = grid.len().saturating_mul(size_of::<f32>());
+    let (buffers, scratch_bytes) = match device {
+        Device::Cpu { .. } => (buffers, scratch_bytes),
+        Device::Cuda(_) => (&[][..], 3 * copy),
+    };
     let needed = buffers.iter().fold(scratch_bytes.saturating_add(copy), |sum, (_, bytes)| sum.saturating_add(*bytes));
     let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

@@ -148,15 +148,21 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
         check_early(early, geometry.views.len(), if deadline.is_some() { usize::MAX } else { iterations })?;
     }
     let recipe = Recipe::new(&geometry, &grid, &settings, method).map_err(failure)?;
-    let scratch_bytes = recipe.scratch_bytes(&job.compute);
-    memory::check(&recipe.buffers(), scratch_bytes, &grid, "use a smaller --size or fewer --gaussians")?;
-    recipe.prepare(&mut job.compute).map_err(failure)?;
-    let mut optimiser = recipe.optimiser(&job.compute).map_err(refused)?;
+    let planner = job.device.planner().map_err(|error| failure(error.into()))?;
+    let scratch_bytes = recipe.scratch_bytes(&*planner);
+    drop(planner);
+    memory::check(&job.device, &recipe.buffers(), scratch_bytes, &grid, "use a smaller --size or fewer --gaussians")?;
     let mut buffers = recipe.buffers();
+    let ready = job.device.ready(|compute| {
+        recipe.prepare(compute)?;
+        recipe.optimiser(compute)
+    });
+    let (compute, mut optimiser) = ready.map_err(refused)?;
+    let compute = &*compute;
     let fixing_facts = match fixing {
         Some((fixing, facts)) => {
             buffers.push(("SliceFixer's slices and volumes", fixing.buffer_bytes()));
-            optimiser.repair_with(&job.compute, Box::new(fixing)).map_err(failure)?;
+            optimiser.repair_with(compute, Box::new(fixing)).map_err(failure)?;
             Some(facts)
         }
         None => None,
@@ -175,8 +181,8 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let line_integrals = job.line_integrals();
     let present = options.early.map(|early| early.present(geometry.views.len()));
     let first = ScanViews { present: present.as_deref(), ..ScanViews::whole(line_integrals) };
-    optimiser.load_views(&job.compute, &first).map_err(failure)?;
-    let (compute, tracer) = (&job.compute, &mut job.tracer);
+    optimiser.load_views(compute, &first).map_err(failure)?;
+    let tracer = &mut job.tracer;
     let outcome = compute
         .install(|| {
             optimiser.begin(compute, None, tracer)?;
@@ -231,9 +237,10 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
             facts["provider"].as_str().unwrap_or("")
         ))
     );
-    let mut volume = optimiser.into_volume(&job.compute).map_err(failure)?;
+    let mut volume = optimiser.into_volume(compute).map_err(failure)?;
     scale.give_back(&mut volume);
     Ok(Reconstructed {
+        device: compute.description(),
         plan_s,
         reconstruct_s,
         buffers,

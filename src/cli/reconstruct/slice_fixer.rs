@@ -113,7 +113,7 @@ impl Options {
             });
         }
         let mut options = RepairOptions::new(job.grid.voxels);
-        (options.threads, options.onnxruntime) = (job.compute.threads(), self.onnxruntime.clone());
+        (options.threads, options.onnxruntime) = (job.threads(), self.onnxruntime.clone());
         options.demand = self.provider.unwrap_or(options.demand);
         if !self.repair_planes.is_empty() {
             options.planes.clone_from(&self.repair_planes);

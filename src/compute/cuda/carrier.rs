@@ -152,6 +152,10 @@ impl Compute for CudaCompute {
         self.launcher.description()
     }
 
+    fn provider(&self) -> String {
+        self.launcher.description()
+    }
+
     fn scratch_bytes(&self, workload: &Workload) -> usize {
         RecordCache::<ViewRecord, (Detector, VolumeGrid)>::bytes(workload.views_per_call)
             + workload.views_per_call * workload.columns * size_of::<f32>()

@@ -13,7 +13,7 @@ use crate::compute::losses::VolumeSsimLoss;
 use crate::compute::{Buffer, Operations, Values, ValuesMut};
 use crate::geometry::VolumeGrid;
 use crate::reconstruct::ReconstructError;
-use crate::reconstruct::memory::{buffer, zeros};
+use crate::reconstruct::memory::zeros;
 
 /// When a pseudo-reference is made, and how firmly the volume is held to it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -164,13 +164,14 @@ impl Augmentation {
         compute: &dyn Operations,
         settings: AugmentSettings,
         repairer: Box<dyn Repairer>,
-        voxels: usize,
+        reference: Buffer,
     ) -> Result<Self, ReconstructError> {
+        let voxels = reference.len();
         let looks = if repairer.sees_unexplained() { voxels } else { 0 };
         Ok(Self {
             settings,
             repairer,
-            reference: buffer(compute, "optimise pseudo-reference", voxels)?,
+            reference,
             copies: [
                 zeros("optimise unexplained volume on the host", compute.copy_len(looks))?,
                 zeros("optimise pseudo-reference on the host", compute.copy_len(voxels))?,
@@ -179,6 +180,11 @@ impl Augmentation {
             next: 0,
             repairs: Repairs::default(),
         })
+    }
+
+    /// Room for another reference.
+    pub(super) fn into_reference(self) -> Buffer {
+        self.reference
     }
 
     /// A run begins.

@@ -55,6 +55,8 @@ pub struct Optimiser {
     behind: [usize; 2],
     by_volume: Buffer,
     best: Buffer,
+    /// Room for the pseudo-reference, until there is something that repairs.
+    reference: Buffer,
     augmentation: Option<Augmentation>,
 }
 
@@ -85,9 +87,10 @@ impl Optimiser {
             behind: [0; 2],
             by_volume: buffer(compute, "optimise gradient by the volume", voxels)?,
             best: buffer(compute, "optimise best volume so far", best)?,
-            plan,
             representation,
+            reference: buffer(compute, "optimise pseudo-reference", plan.settings.augment.map_or(0, |_| voxels))?,
             augmentation: None,
+            plan,
         })
     }
 
@@ -101,7 +104,11 @@ impl Optimiser {
         repairer: Box<dyn Repairer>,
     ) -> Result<(), ReconstructError> {
         if let Some(settings) = self.plan.settings.augment {
-            self.augmentation = Some(Augmentation::new(compute, settings, repairer, self.plan.grid.len())?);
+            if let Some(augmentation) = self.augmentation.take() {
+                self.reference = augmentation.into_reference();
+            }
+            self.augmentation =
+                Some(Augmentation::new(compute, settings, repairer, std::mem::take(&mut self.reference))?);
         }
         Ok(())
     }
