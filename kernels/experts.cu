@@ -9,11 +9,12 @@
 // A thread goes along x with the 3 x 3 x 6 voxels around its centres in registers, and beside them what goes back to these voxels. An expert's
 // taps are read from shared memory once and serve for four responses and the way back. A plane is whole once the centres beyond it
 // have been seen: edges along z then go through shuffles, rows above and below through shared memory. No response goes to memory.
-// Work: an expert takes 54 multiply-adds of a centre, and 10 operations and two special functions for its influence; 24 experts 1540, and 100 others.
+// Work: an expert takes 54 multiply-adds of a centre, and 12 operations and two special functions for its influence; 24 experts 1600, and 100 others.
 // Bytes: 12 a voxel. Centres that two blocks work out: 32/30 * 16/14 * 18/16 = 1.37 times the voxels.
-// Floor at 256^3 with 24 experts: 2.3e7 centres, 3.8e10 operations, 1.1 ms at 33e12 a second (bytes 0.05 ms); special functions 0.26 ms and shared memory,
-// 128 bytes an expert and thread for 2 lines a clock, 0.5 ms, beside it.
-// Order: experts in their order, planes from the far one to the near, then a row's own sum, the one above's and the one below's.
+// Floor at 256^3 with 24 experts: 2.3e7 centres, 3.9e10 operations, 1.2 ms at 33e12 a second. Beside it, special functions 0.26 ms at 16 a clock, shared
+// memory 0.5 ms (8 loads of 16 bytes an expert and warp, 4 clocks each), bytes 0.05 ms. 168 registers: three blocks a multiprocessor.
+// Order: centres along x in their order and for each the experts in theirs, then what the lanes beside bring; a row's own sum, the one above's, the
+// one below's.
 #include "common.cuh"
 
 namespace experts {

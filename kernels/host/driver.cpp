@@ -358,6 +358,11 @@ EXPORT int cuModuleGetFunction(void** handle, void* module, const char* name) {
     return SUCCESS;
 }
 
+EXPORT int cuFuncLoad(void* function) {
+    IN_CONTEXT;
+    return w.functions.count(function) ? SUCCESS : INVALID_HANDLE;
+}
+
 EXPORT int cuFuncGetAttribute(int* value, int attribute, void* function) {
     IN_CONTEXT;
     if (w.functions.count(function) == 0) return INVALID_HANDLE;

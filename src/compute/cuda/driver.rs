@@ -109,7 +109,7 @@ impl Driver {
             let module = Module::load(image.name, image.bytes)?;
             for &name in image.kernels {
                 let handle = module.function(name)?;
-                permit_shared(name, handle, most_shared)?;
+                make_ready(name, handle, most_shared)?;
                 functions.push(Function { name, handle });
             }
             modules.push(module);
@@ -283,8 +283,11 @@ impl Order {
     }
 }
 
-/// Lets launches of a kernel have all the shared memory that the device gives to a block that asks for it.
-fn permit_shared(name: &str, function: CUfunction, most_shared: i32) -> Result<(), ComputeError> {
+/// Loads a kernel onto the device now, not when it is first launched, and lets its launches have all the shared memory that the device gives to a
+/// block that asks for it.
+fn make_ready(name: &str, function: CUfunction, most_shared: i32) -> Result<(), ComputeError> {
+    // SAFETY: the handle is alive.
+    checked(&format!("kernel {name}: cuFuncLoad"), unsafe { sys::cuFuncLoad(function) })?;
     let mut own = 0;
     let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
     // SAFETY: writes one int where the pointer points.

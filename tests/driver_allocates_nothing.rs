@@ -1,0 +1,45 @@
+//! Once the driver has begun, operations, fills and copies allocate nothing on the heap: counted by the allocator itself, on the stand-in for the
+//! driver's library (what a real library allocates for itself is its own).
+
+// A counting allocator has to implement an unsafe trait.
+#![allow(unsafe_code, clippy::unwrap_used)]
+
+#[allow(dead_code)]
+#[path = "conformance/carriers.rs"]
+mod carriers;
+mod counting_allocator;
+#[allow(dead_code)]
+#[path = "conformance/stand_in.rs"]
+mod stand_in;
+
+use std::sync::atomic::Ordering;
+
+use counting_allocator::ALLOCATIONS;
+use diffnr::compute::cuda::{DeviceSlice, DeviceSum, Launcher, add_scaled, dot, subtract};
+
+#[test]
+fn the_driver_allocates_nothing() {
+    if let Err(reason) = carriers::library() {
+        return carriers::skipped("what the driver allocates", &reason);
+    }
+    let driver = stand_in::driver(0, 8 << 20).unwrap();
+    let launcher: &dyn Launcher = &driver;
+    let values: Vec<f32> = (0..5000u16).map(f32::from).collect();
+    let mut out = vec![0.0; values.len()];
+    let [a, b, c] = [0; 3].map(|_| DeviceSlice::<f32>::allocate(launcher, values.len()).unwrap());
+    let sum = DeviceSum::for_values(launcher, values.len()).unwrap();
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    for _ in 0..2 {
+        a.copy_from(launcher, &values).unwrap();
+        b.fill(launcher, 2.0).unwrap();
+        subtract(launcher, a, b, c).unwrap();
+        c.copy_to_slice(launcher, a).unwrap();
+        add_scaled(launcher, 0.5, a, c).unwrap();
+        dot(launcher, b, c, &sum).unwrap();
+        assert!(sum.read(launcher).unwrap() > 0.0);
+        c.copy_to(launcher, &mut out).unwrap();
+        launcher.synchronize().unwrap();
+    }
+    assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0);
+    assert_eq!(out[100], 1.5 * 98.0);
+}
