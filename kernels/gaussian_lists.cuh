@@ -53,7 +53,7 @@ __device__ __forceinline__ Span between(float first, float last, int anchor) {
 
 // First and last whole number within `reach` of `anchor + fraction`, with a little more on each side.
 __device__ __forceinline__ Span whole_within(int anchor, float fraction, float reach) {
-    reach = reach * 1.00001f + 1e-3f;
+    reach = fmaf(reach, 1.00001f, 1e-3f);
     return between(ceilf(fraction - reach), floorf(fraction + reach), anchor);
 }
 

@@ -135,7 +135,6 @@ extern "C" __global__ void __launch_bounds__(32 * gaussians::PIXEL_GATHERERS)
             for (int of = 0; of < PIXEL_GATHERERS; of++) sum += of_warps[of][threadIdx.x];
             reinterpret_cast<float*>(records + 5 * (block_first + k))[threadIdx.x] = sum;
         }
-        __syncthreads();
     }
 }
 REGISTER_KERNEL(gaussian_project_backward)

@@ -45,7 +45,7 @@ struct alignas(16) PixelFootprint {
     float fraction_u, fraction_v, reach_u, reach_v;
 
     // From the projected centre to the ellipse's, in columns.
-    __device__ __forceinline__ float middle_u() const { return mid - shear * centre; }
+    __device__ __forceinline__ float middle_u() const { return fmaf(-shear, centre, mid); }
 };
 
 __device__ __forceinline__ PixelFootprint load_seen(const float4* records, long long i) {
@@ -139,11 +139,12 @@ __device__ __forceinline__ gaussian_lists::Span rows_of(const PixelFootprint& f)
 }
 
 // Whether a box of pixels may hold one within the cut-off: (u, v) from the projected centre to the box's middle, and half its edges.
+// Roundings are written out: the kernels that count and that fill in must agree.
 __device__ __forceinline__ bool touches(const PixelFootprint& f, float u, float v, float half_u, float half_v) {
     float off = v - f.centre, nearest = fmaxf(fabsf(off) - half_v, 0.0f), lean = f.slope - f.shear;
-    float half = root(fmaxf(f.half0 - f.half1 * nearest * nearest, 0.0f));
-    float from = fabsf(u - f.middle_u() - lean * off);
-    return nearest <= 1.001f * f.reach_v + 0.01f && from <= 1.001f * (half + half_u + fabsf(lean) * half_v) + 0.01f;
+    float half = root(fmaxf(fmaf(-(f.half1 * nearest), nearest, f.half0), 0.0f));
+    float from = fabsf(fmaf(-lean, off, u - f.middle_u())), reach_u = fmaf(fabsf(lean), half_v, half + half_u);
+    return nearest <= fmaf(1.001f, f.reach_v, 0.01f) && from <= fmaf(1.001f, reach_u, 0.01f);
 }
 
 // Tiles that a Gaussian's reach meets; none where it is not seen, or has no density.

@@ -96,13 +96,15 @@ __device__ __forceinline__ VoxelFootprint place(const Grid& grid, const Shape& s
 }
 
 // Whether a box of voxels may hold one within the cut-off: (x, y, z) from the centre to the box's middle, and half its edges. Each of
-// the three squares is taken at its least, so that a box that is touched is never left out.
+// the three squares is taken at its least, so that a box that is touched is never left out. Roundings are written out: the kernels that count
+// and that fill in must agree.
 __device__ __forceinline__ bool touches(const VoxelFootprint& f, float x, float y, float z, float half_x, float half_y,
                                         float half_z) {
     float along_x = fmaxf(fabsf(x) - half_x, 0.0f);
-    float along_e = fmaxf(fabsf(y - f.my * x) - (half_y + fabsf(f.my) * half_x), 0.0f);
-    float along_f = fmaxf(fabsf(z - f.zx * x - f.zy * y) - (half_z + fabsf(f.zx) * half_x + fabsf(f.zy) * half_y), 0.0f);
-    float least = f.kx * along_x * along_x + f.ky * along_e * along_e + f.kz * along_f * along_f;
+    float along_e = fmaxf(fabsf(fmaf(-f.my, x, y)) - fmaf(fabsf(f.my), half_x, half_y), 0.0f);
+    float half_f = fmaf(fabsf(f.zy), half_y, fmaf(fabsf(f.zx), half_x, half_z));
+    float along_f = fmaxf(fabsf(fmaf(-f.zy, y, fmaf(-f.zx, x, z))) - half_f, 0.0f);
+    float least = fmaf(f.kz * along_f, along_f, fmaf(f.ky * along_e, along_e, __fmul_rn(f.kx * along_x, along_x)));
     bool near = fabsf(x) - half_x <= f.reach_x + 1e-3f && fabsf(y) - half_y <= f.reach_y + 1e-3f;
     return near && fabsf(z) - half_z <= f.reach_z + 1e-3f && least <= 1.001f * Y_CUTOFF;
 }

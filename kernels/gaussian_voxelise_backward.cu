@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(32 * gaussians::GATHERERS)
     }
     if (!some_large) return;
     for (int k = 0; k < GATHERERS; k++) {
-        // What took a record's place is no footprint: whose it is to be said by its own warp, before.
+        // What took a record's place is no footprint: whether it still is one its own warp knows.
         if (__syncthreads_or(int(large && k == warp)) == 0) continue;
         footprint = load_footprint(records, block_first + k);
         float sums[SUMS] = {};
@@ -126,7 +126,6 @@ extern "C" __global__ void __launch_bounds__(32 * gaussians::GATHERERS)
             for (int of = 0; of < GATHERERS; of++) sum += of_warps[of][threadIdx.x];
             reinterpret_cast<float*>(records + 4 * (block_first + k))[threadIdx.x] = sum;
         }
-        __syncthreads();
     }
 }
 REGISTER_KERNEL(gaussian_voxelise_backward)

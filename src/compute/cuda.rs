@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Buffers are [`DeviceSlice`]s and stay on the device; operations are put in order on it and nothing is copied between them. What an
-//! operation needs of a geometry is uploaded once, when it is planned ([`ScanTable`], [`FilterTable`]). An operation allocates nothing on the heap; how a launcher launches is its own matter
+//! operation needs of a geometry is uploaded once, when it is planned ([`ScanTable`], [`FilterTable`], [`GaussianViews`]). An operation allocates nothing on the heap; how a launcher launches is its own matter
 //! (the executor, for tests, does).
 //!
 //! [`CudaCompute`] makes these functions the carrier that the runtime asks for.

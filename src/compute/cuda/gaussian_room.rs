@@ -22,7 +22,8 @@ const ENTRIES_OF_A_TILE: usize = 64;
 /// Blocks that count and fill: as many as run at once on a large device.
 const BLOCKS: usize = 132 * 8;
 
-/// Memory that the operations of Gaussians share: 113 bytes a Gaussian (or 81, and 260 a tile, if that is more), and four a pixel of a view.
+/// Memory that the operations of Gaussians share: 112 bytes a Gaussian (or 80, and 260 a tile, if
+/// that is more), and four a pixel of a view.
 #[derive(Debug, Clone, Copy)]
 pub struct GaussianRoom {
     capacity: usize,
