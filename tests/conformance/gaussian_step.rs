@@ -6,7 +6,6 @@ use diffnr::compute::cuda::DeviceGaussians;
 use diffnr::compute::gaussians::{AdamStep, GaussianSet};
 use diffnr::represent::gaussians::initialise::Initialisation;
 use diffnr::represent::gaussians::{GaussianLimits, GaussianRates, Gaussians};
-use glam::DVec3;
 use proptest::prelude::*;
 
 use crate::carriers::{Carrier, on_each};
