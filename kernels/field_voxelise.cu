@@ -7,9 +7,11 @@
 // Launch: blocks of 128 threads, each going on to the batch that lies a whole grid of blocks further. Batches are of 32 to 128 voxels,
 // neighbours along z.
 // Floor at 256^3 with 3 levels of 2 features, finest cell a voxel, and 16 units: tables (154 MB) and volume (67 MB) once, 0.05 ms at
-// 4.3 TB/s. A voxel and level reads 1.5 to 4.3 numbers of each feature from the caches, 16 in all (64 bytes), 1.1 GB (0.06 ms from
-// the first level's). Operations: 112 of the network, 30 reads of shared memory with four weights each, about 80 a level: 380 a voxel, 6.4e9, 0.19 ms at
-// 33e12 a second, which is the floor. Jitter adds 400 a warp: 0.1 of that.
+// 4.3 TB/s. A voxel and level reads 1.2 to 4.3 numbers of each feature from the caches, 16 in all (64 bytes): 1.1 GB, 0.03 ms from
+// the first level's. Operations: some 130 a level (of which 34 nodes of a line instead of 32 cost 45), 220 of the network (112 products and
+// sums, 30 reads of four weights from shared memory), 80 for the place: 700 a voxel, 1.2e10, 0.36 ms at 33e12 a second, which is the floor.
+// Jitter adds 400 a warp, 0.2 ms. The place is worked out in float64 (some 25 operations): cheap here, but the dearest part on GeForce, which has a
+// 64th of float32's rate.
 // Order: a voxel hangs on nothing but its own point.
 #include "field_rows.cuh"
 

@@ -183,10 +183,10 @@ fn gradients_are_the_slopes_of_the_values() {
             cuda::field_voxelise(launcher, &grid, &owned.upload(launcher, &table), JITTER, volume).unwrap();
             crate::values::dot(&download(launcher, volume), &by)
         };
-        for part in 0..2 {
-            let largest = gradients[part].iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        for (part, of_part) in gradients.iter().enumerate() {
+            let largest = of_part.iter().fold(0.0f32, |m, x| m.max(x.abs()));
             for k in 0..6 {
-                let at = (k * 977 + 13) % gradients[part].len();
+                let at = (k * 977 + 13) % of_part.len();
                 let by_step = |step: f32| {
                     let mut moved = owned.clone();
                     if part == 0 {
@@ -197,7 +197,7 @@ fn gradients_are_the_slopes_of_the_values() {
                     loss(&moved)
                 };
                 let slope = (by_step(0.05) - by_step(-0.05)) / 0.1;
-                let (given, scale) = (f64::from(gradients[part][at]), f64::from(largest));
+                let (given, scale) = (f64::from(of_part[at]), f64::from(largest));
                 // Third derivatives of softplus times 0.05 squared, and 1e-7 of the sum over 0.1.
                 assert!((given - slope).abs() < 2e-3 * scale, "{part} {at}: {given}, {slope}, largest {scale}");
             }
@@ -217,6 +217,56 @@ fn nothing_comes_of_no_gradient_and_no_voxels() {
             assert_eq!(given, start);
         }
         assert_values(carrier, "no voxels", &owned, &VolumeGrid { voxels: [0, 1, 5], ..grid }, None);
+    });
+}
+
+/// Tables and network as parts of one buffer, at places that no four floats are aligned at; and one room for call after call.
+#[test]
+fn parts_of_one_buffer_and_one_room_for_all() {
+    on_each("field_voxelise, parts of a buffer", |carrier| {
+        let grid = odd([2, 3, 33]);
+        // A network that is staged, and one that is not.
+        for shape in [small(), FieldShape { levels: 3, width: 96, ..small() }] {
+            let owned = Owned::new(&shape, &grid, 11);
+            let (tables, all) = (owned.tables.len(), owned.tables.len() + owned.network.len());
+            let by = [signed(grid.len(), 1), random(grid.len(), 2)];
+            let given = carrier.run(|launcher| {
+                let joined = [&[0.0], owned.tables.as_slice(), &owned.network].concat();
+                let (joined, sums) = (upload(launcher, &joined), upload(launcher, &vec![0.0; all + 1]));
+                let [low, high] = [1..tables + 1, tables + 1..all + 1];
+                let table = owned.table(launcher);
+                let field = cuda::DeviceField {
+                    table: &table,
+                    tables: joined.part(low.clone()).unwrap(),
+                    network: joined.part(high.clone()).unwrap(),
+                    level_weights: &owned.weights,
+                };
+                let gradients =
+                    DeviceFieldGradients { tables: sums.part(low).unwrap(), network: sums.part(high).unwrap() };
+                let volume = unwritten(launcher, grid.len());
+                cuda::field_voxelise(launcher, &grid, &field, None, volume).unwrap();
+                let room = FieldGradientRoom::allocate(launcher, &owned.layout, grid.voxels, 0).unwrap();
+                for by in &by {
+                    let by = upload(launcher, by);
+                    cuda::field_voxelise_backward(launcher, &grid, &field, None, by, &gradients, &room).unwrap();
+                }
+                vec![download(launcher, volume), download(launcher, sums)]
+            });
+            let cpu = owned.cpu(grid.voxels);
+            let mut volume = vec![0.0; grid.len()];
+            cpu.field_voxelise(&grid, &owned.parameters(), None, &mut volume).unwrap();
+            assert_close("parts of a buffer, values", VALUES, &given[0], &volume);
+            let zeros = [vec![0.0; tables], vec![0.0; all - tables]];
+            let mut expected = zeros.clone();
+            let [by_tables, by_network] = &mut expected;
+            for by in &by {
+                let mut gradients = FieldGradients { tables: by_tables, network: by_network };
+                cpu.field_voxelise_backward(&grid, &owned.parameters(), None, by, &mut gradients).unwrap();
+            }
+            assert_eq!(given[1][0], 0.0);
+            let given = [given[1][1..tables + 1].to_vec(), given[1][tables + 1..].to_vec()];
+            assert_gradients("parts of a buffer", &owned, &zeros, &given, &expected);
+        }
     });
 }
 

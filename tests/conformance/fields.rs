@@ -119,6 +119,18 @@ pub(crate) fn shapes() -> Vec<(&'static str, FieldShape)> {
         ),
         // The network is not staged.
         ("two wide layers", FieldShape { levels: 3, features: 2, width: 96, hidden_layers: 2, ..small() }),
+        (
+            "thirty-two levels",
+            FieldShape {
+                levels: 32,
+                features: 4,
+                coarsest_cells: 2,
+                growth: 1.05,
+                log2_table: 6,
+                hidden_layers: 1,
+                ..small()
+            },
+        ),
         ("one cell", FieldShape { levels: 1, coarsest_cells: 1, hidden_layers: 1, ..small() }),
     ]
 }
