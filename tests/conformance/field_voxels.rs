@@ -260,7 +260,7 @@ fn parts_of_one_buffer_and_one_room_for_all() {
             let mut expected = zeros.clone();
             let [by_tables, by_network] = &mut expected;
             for by in &by {
-                let mut gradients = FieldGradients { tables: by_tables, network: by_network };
+                let mut gradients = HostFieldGradients { tables: by_tables, network: by_network };
                 cpu.field_voxelise_backward(&grid, &owned.parameters(), None, by, &mut gradients).unwrap();
             }
             assert_eq!(given[1][0], 0.0);
