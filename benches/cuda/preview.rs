@@ -1,0 +1,67 @@
+//! From the last frame's arrival to the volume on the host, frames coming as a gantry sends them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use diffnr::compute::Compute as _;
+use diffnr::reconstruct::{FdkAccumulator, FdkPlan, FdkSettings};
+use serde_json::{Value, json};
+
+use crate::measure::Settings;
+use crate::views::{grid, scan};
+
+pub(crate) fn measure(settings: &Settings) -> Result<Value, String> {
+    let (views, pixels, voxels, runs, frames_per_s) = settings.size((50, 512, 256, 20, 30.0), (4, 24, 16, 2, 200.0));
+    let (geometry, grid) = (scan(views, pixels), grid(voxels));
+    let text = |error: &dyn std::error::Error| error.to_string();
+    let plan = FdkPlan::without_scratch(&geometry, &grid, FdkSettings::default()).map_err(|error| text(&error))?;
+    let scratch = settings.adviser().map_err(|error| text(&error))?.scratch_bytes(&plan.workload());
+    // The buffers of the plan hold the volume too; bytes all.
+    let of_plan: usize = plan.buffers().iter().map(|(_, bytes)| bytes).sum();
+    let mut compute = settings.carrier(grid.len(), of_plan + scratch).map_err(|error| text(&error))?;
+    compute.prepare(&plan.workload()).map_err(|error| text(&error))?;
+    let mut accumulator = FdkAccumulator::new(&compute, Arc::new(plan)).map_err(|error| text(&error))?;
+    let frames: Vec<f32> = (0..geometry.projection_len()).map(|i| 1.0 + (i % 251) as f32 * 0.01).collect();
+    let (mut latencies, mut frame_s, mut behind_s) = (Vec::with_capacity(runs), Vec::new(), 0.0_f64);
+    // The first run warms up.
+    for run in 0..=runs {
+        accumulator.reset(&compute).map_err(|error| text(&error))?;
+        compute.synchronize().map_err(|error| text(&error))?;
+        let begin = Instant::now();
+        let mut arrived = begin;
+        for (view, frame) in frames.chunks_exact(geometry.detector.pixels()).enumerate() {
+            let due = begin + Duration::from_secs_f64((view + 1) as f64 / frames_per_s);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            // A frame arrives when it is due, whether or not anybody is ready for it.
+            arrived = due;
+            let asked = Instant::now();
+            let pose = Some(&geometry.views[view]);
+            accumulator.add_view(&compute, view, pose, frame).map_err(|error| text(&error))?;
+            if run > 0 {
+                frame_s.push(asked.elapsed().as_secs_f64());
+                behind_s = behind_s.max((asked - due).as_secs_f64());
+            }
+        }
+        let volume = accumulator.volume(&compute).map_err(|error| text(&error))?;
+        std::hint::black_box(volume);
+        if run > 0 {
+            latencies.push(arrived.elapsed().as_secs_f64());
+        }
+    }
+    latencies.sort_by(f64::total_cmp);
+    frame_s.sort_by(f64::total_cmp);
+    // With as few runs as here the 99th percentile is the largest.
+    let (p50, p99) = (latencies[runs / 2], latencies[(runs * 99).div_ceil(100) - 1]);
+    let frame = frame_s[frame_s.len() / 2];
+    println!(
+        "  {views} frames of {pixels}^2 at {frames_per_s}/s into {voxels}^3: volume on the host {:.2} ms after the last frame (p50), {:.2} ms (p99 of \
+         {runs}); a frame is asked for in {:.2} ms",
+        1e3 * p50,
+        1e3 * p99,
+        1e3 * frame,
+    );
+    Ok(json!({
+        "frames": views, "pixels": pixels, "voxels": voxels, "frames_per_s": frames_per_s, "runs": runs, "p50_s": p50, "p99_s": p99,
+        "all_s": latencies, "add_view_p50_s": frame, "most_behind_s": behind_s,
+    }))
+}

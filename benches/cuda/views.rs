@@ -1,0 +1,141 @@
+//! Filtered back-projection, the projectors, and what is done with views.
+
+use diffnr::compute::cpu::ramp_filter::{RampFilter, Window};
+use diffnr::compute::elements::ElementCompute as _;
+use diffnr::compute::{Compute as _, ComputeError, Memory as _, ProjectionWeights, Workload};
+use diffnr::geometry::{CircularOrbit, Detector, ScanGeometry, VolumeGrid};
+use glam::DVec3;
+
+use crate::measure::{Cost, Row, Settings, uneven};
+
+/// A square detector that sees a box of 256 mm wholly, on the usual orbit.
+pub(crate) fn scan(views: usize, pixels: usize) -> ScanGeometry {
+    let pitch = 1.5 * 256.0 * 1.2 / pixels as f64;
+    let orbit = CircularOrbit {
+        source_to_isocenter_mm: 1000.0,
+        source_to_detector_mm: 1500.0,
+        detector: Detector { columns: pixels, rows: pixels },
+        pitch_u_mm: pitch,
+        pitch_v_mm: pitch,
+        ..CircularOrbit::default()
+    };
+    orbit.over_arc(views, 0.0, std::f64::consts::TAU)
+}
+
+pub(crate) fn grid(voxels: usize) -> VolumeGrid {
+    VolumeGrid::over_box([voxels; 3], DVec3::splat(256.0), DVec3::ZERO)
+}
+
+pub(crate) fn workload(geometry: &ScanGeometry, grid: &VolumeGrid) -> Workload {
+    let Detector { columns, rows } = geometry.detector;
+    Workload { columns, rows, views_per_call: geometry.views.len(), voxels: grid.voxels }
+}
+
+/// Weights, filter and back-projection of one large scan.
+pub(crate) fn fdk(settings: &Settings, rows: &mut Vec<Row>) -> Result<(), ComputeError> {
+    let (geometry, grid) = settings.size((scan(496, 512), grid(512)), (scan(6, 24), grid(16)));
+    let (workload, detector) = (workload(&geometry, &grid), geometry.detector);
+    let (pixels, voxels, views) = (geometry.projection_len(), grid.len(), geometry.views.len());
+    let scratch = settings.adviser()?.scratch_bytes(&workload);
+    let mut compute = settings.carrier(2 * pixels + detector.pixels() + voxels, scratch)?;
+    compute.prepare(&workload)?;
+    let (projections, image) = (uneven(&compute, pixels, 1.0)?, uneven(&compute, detector.pixels(), 1.0)?);
+    let (mut weighted, mut volume) = (compute.buffer("weighted", pixels)?, compute.buffer("volume", voxels)?);
+    let columns = vec![1.0; views * detector.columns];
+    let weights = ProjectionWeights { detector, pad: [0, 0], image: image.values(), columns: &columns };
+    // Weights of columns come from the host with every call; a launch waits for their copy.
+    let cost = Cost { bytes: 8.0 * pixels as f64, launches: 2.0, ..Cost::default() };
+    settings.time(rows, &compute, ("weight_projections", cost), || {
+        compute.weight_projections(&weights, projections.values(), weighted.values_mut())
+    })?;
+    let filter = RampFilter::new(detector.columns, Window::RamLak, 1.0);
+    let n = filter.transform_len() as f64;
+    let lines = (views * detector.rows) as f64;
+    let stages = 2.0 * (n.log2() / 2.0).ceil();
+    let cost = Cost {
+        bytes: 8.0 * pixels as f64,
+        operations: lines * 5.0 * n * n.log2(),
+        first_level_bytes: lines / 2.0 * 16.0 * n * stages,
+        launches: 1.0,
+        ..Cost::default()
+    };
+    settings.time(rows, &compute, ("filter_rows", cost), || compute.filter_rows(&filter, weighted.values_mut()))?;
+    let updates = voxels as f64 * views as f64;
+    let cost = Cost {
+        bytes: 8.0 * voxels as f64 + 4.0 * pixels as f64,
+        operations: 18.0 * updates,
+        first_level_bytes: 16.0 * updates,
+        updates,
+        ..Cost::default()
+    };
+    settings.time(rows, &compute, ("back_project_fdk", cost), || {
+        compute.back_project_fdk(&geometry, &grid, projections.values(), volume.values_mut())
+    })
+}
+
+/// The projector and its adjoint, and the back-projection of a scan of few views.
+pub(crate) fn projectors(settings: &Settings, rows: &mut Vec<Row>) -> Result<(), ComputeError> {
+    let (geometry, grid) = settings.size((scan(50, 512), grid(256)), (scan(4, 24), grid(16)));
+    let workload = workload(&geometry, &grid);
+    let (pixels, voxels, views) = (geometry.projection_len(), grid.len(), geometry.views.len());
+    let scratch = settings.adviser()?.scratch_bytes(&workload);
+    let mut compute = settings.carrier(pixels + voxels, scratch)?;
+    compute.prepare(&workload)?;
+    let (mut projections, mut volume) = (compute.buffer("projections", pixels)?, uneven(&compute, voxels, 0.02)?);
+    let bytes = 4.0 * (pixels + voxels) as f64;
+    // Rays whose way through the box is less than the whole take fewer samples: of this scan's, which is a fifth larger than the box, about 0.6.
+    let samples = 0.6 * (pixels * grid.voxels[0]) as f64;
+    let cost = Cost { bytes, operations: 20.0 * samples, first_level_bytes: 16.0 * samples, ..Cost::default() };
+    settings.time(rows, &compute, ("forward_project", cost), || {
+        compute.forward_project(&geometry, &grid, volume.values(), projections.values_mut())
+    })?;
+    let updates = voxels as f64 * views as f64;
+    // Pixels at the isocentre a voxel; the window of four voxels along z, and of one across.
+    let fine = grid.voxel_mm.x / (geometry.views[0].column_step_mm.length() / 1.5);
+    let window = (2.0 * fine + 1.0) * (5.0 * fine + 1.0);
+    let cost = Cost {
+        bytes,
+        operations: updates * (100.0 + 55.0 * window) / 4.0,
+        first_level_bytes: updates * 4.0 * window / 4.0,
+        updates,
+        ..Cost::default()
+    };
+    settings.time(rows, &compute, ("back_project_matched", cost), || {
+        compute.back_project_matched(&geometry, &grid, projections.values(), volume.values_mut())
+    })?;
+    let cost = Cost {
+        bytes: bytes + 4.0 * voxels as f64,
+        operations: 18.0 * updates,
+        first_level_bytes: 16.0 * updates,
+        updates,
+        ..Cost::default()
+    };
+    settings.time(rows, &compute, ("back_project_fdk", cost), || {
+        compute.back_project_fdk(&geometry, &grid, projections.values(), volume.values_mut())
+    })
+}
+
+/// What the optimisation does with views.
+pub(crate) fn elements(settings: &Settings, rows: &mut Vec<Row>) -> Result<(), ComputeError> {
+    let geometry = settings.size(scan(50, 512), scan(3, 24));
+    let workload = workload(&geometry, &grid(1));
+    let n = geometry.projection_len();
+    let scratch = settings.adviser()?.scratch_bytes(&workload);
+    let mut compute = settings.carrier(4 * n, scratch)?;
+    compute.prepare(&workload)?;
+    let (first, second) = (uneven(&compute, n, 1.0)?, uneven(&compute, n, 2.0)?);
+    let (weights, mut out) = (uneven(&compute, n, 1.0)?, compute.buffer("out", n)?);
+    let (a, b, w) = (first.values(), second.values(), weights.values());
+    settings.time(rows, &compute, ("take_aperture", Cost::bytes(n, 8.0)), || {
+        compute.take_aperture(geometry.detector, [0.1, 0.1], a, out.values_mut())
+    })?;
+    settings.time(rows, &compute, ("whiten", Cost::bytes(n, 12.0)), || compute.whiten(w, a, out.values_mut()))?;
+    settings.time(rows, &compute, ("mix_sharpened", Cost::bytes(n, 16.0)), || {
+        compute.mix_sharpened(0.5, 0.5, w, a, out.values_mut())
+    })?;
+    settings
+        .time(rows, &compute, ("times_root", Cost::bytes(n, 12.0)), || compute.times_root(w, a, out.values_mut()))?;
+    settings.time(rows, &compute, ("held_back_squares", Cost::sum(n, 12.0)), || {
+        compute.held_back_squares(a, b, w).map(drop)
+    })
+}
