@@ -8,10 +8,12 @@ use diffnr::geometry::{CircularOrbit, Detector, ScanGeometry, VolumeGrid};
 use glam::DVec3;
 use proptest::prelude::*;
 
-/// What properties run with: the same cases in every run, so that a failure can be looked for.
+/// What properties run with: the same cases in every run, so that a failure can be looked for; fewer where `PROPTEST_CASES` says so (under a tool that makes
+/// kernels slow).
 pub(crate) fn settings(cases: u32) -> ProptestConfig {
+    let most = std::env::var("PROPTEST_CASES").ok().and_then(|most| most.parse().ok()).unwrap_or(u32::MAX);
     ProptestConfig {
-        cases,
+        cases: cases.min(most),
         failure_persistence: None,
         rng_seed: proptest::test_runner::RngSeed::Fixed(1),
         ..ProptestConfig::default()
