@@ -14,12 +14,14 @@
 #   make test-kernels             the CUDA kernels on the CPU: the executor's own tests and conformance, under AddressSanitizer and UBSan; needs no GPU
 #   make kernels                  compiles kernels/*.cu for GPUs into kernels/prebuilt (installs NVIDIA's compiler into .venv-nvcc; needs no GPU)
 #   make check-kernels            the same into another folder: whether the bytes are those in kernels/prebuilt
+#   make gpu-check                builds and gathers in target/gpu-check what tries everything on a machine with a GPU, and says the command for there (docs/gpu.md)
+#   make gpu-check-stand-in       the same check on a stand-in for NVIDIA's driver, sizes next to nothing: whether the check works; needs no GPU
 #   make fuzz SECONDS=600          mutational fuzzing of every parser of outside bytes
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build bridge onnxruntime demo test test-rust test-release test-loom test-kernels test-models kernels check-kernels engines lint bench bench-peers methods fuzz clean
+.PHONY: help build bridge onnxruntime demo test test-rust test-release test-loom test-kernels test-models kernels check-kernels gpu-check gpu-check-stand-in engines lint bench bench-peers methods fuzz clean
 
 CARGO ?= cargo
 PYTHON ?= python3
@@ -110,6 +112,12 @@ kernels: .venv-nvcc/ready
 check-kernels:
 	$(MAKE) kernels IMAGES=target/prebuilt
 	diff -r kernels/prebuilt target/prebuilt
+
+gpu-check:
+	scripts/gpu-check
+
+gpu-check-stand-in:
+	scripts/gpu-check --stand-in
 
 # PyTorch is some gigabytes: not installed for this.
 MODELS_PYTHON := $(if $(wildcard .venv-models/bin/python),$(CURDIR)/.venv-models/bin/python,$(PYTHON))

@@ -154,6 +154,8 @@ impl Machine {
             device: "cuda".into(),
             reason: format!("there is no device {index}: there are {count}, counted from 0"),
         })?;
+        // Stays, and the device's context with it, which each case would make anew.
+        std::mem::forget(carrier(index, 1 << 10)?);
         let values = if small { 1 << 16 } else { 1 << 27 };
         let workload = Workload { columns: 1, rows: 1, views_per_call: 1, voxels: [1; 3] };
         let scratch = carrier(index, 1 << 10)?.scratch_bytes(&workload);
