@@ -12,8 +12,8 @@
 // Launch: weigh_pixels a thread a pixel, 256 in a block. gaussian_project_backward a warp a Gaussian, 8 in a block: 8, 16 or 32 lanes along
 // a row, as the longest row within the cut-off asks, so that 4, 2 or 1 rows are walked at once. A Gaussian of more than LARGE_ON_PIXELS
 // steps is shared by the block's warps, every eighth group of rows each. add_pixel_gradients a thread a Gaussian, in blocks of 64.
-// Floor, a view of 512^2 pixels and 50,000 Gaussians of sigma 3 pixels (23 rows of up to 23 pixels): 23 steps of 45 instructions and 30 for a
-// row, the sums' 60 shuffles 120: 1900 a warp and Gaussian, 3e9 in all, 0.09 ms at 33e12 a second. add_pixel_gradients: 1500 float64
+// Floor, a view of 512^2 pixels and 50,000 Gaussians of sigma 3 pixels (23 rows of up to 23 pixels): 12 steps of two times 45 instructions
+// and 30 for a row, the sums' 60 shuffles 120: 1600 a warp and Gaussian, 2.6e9 in all, 0.08 ms at 33e12 a second. add_pixel_gradients: 1500 float64
 // operations (5 us at 17e12 a second) and 190 bytes a Gaussian (2 us).
 // Order: lanes and rows have their pixels by the Gaussian alone; lanes, then warps are summed in their order; views are added one by one.
 #include "gaussian_view.cuh"
@@ -34,8 +34,9 @@ __device__ __forceinline__ RowWalk walk_of(const Detector& detector, const Pixel
     gaussian_lists::Span rows = rows_of(f);
     RowWalk walk;
     walk.first = max(rows.first, 0), walk.last = min(rows.last, detector.rows - 1);
-    float longest = fminf(2.0f * root(f.half0), float(detector.columns)) + 1.0f;
-    walk.lanes = longest <= 8.0f ? 8 : longest <= 16.0f ? 16 : 32;
+    float longest = floorf(fminf(2.0f * root(f.half0), float(detector.columns))) + 1.0f;
+    // Rather few lanes that go on twice than lanes that stand idle: a row's own work is then shared by more rows.
+    walk.lanes = longest <= 16.0f ? 8 : longest <= 32.0f ? 16 : 32;
     float at_once = float(32 / walk.lanes), groups = ceilf(float(walk.last - walk.first + 1) / at_once);
     walk.large = groups * ceilf(longest / float(walk.lanes)) > LARGE_ON_PIXELS;
     return walk;

@@ -35,8 +35,9 @@ __device__ __forceinline__ Walk walk_of(const Grid& grid, const VoxelFootprint& 
     gaussian_lists::Span planes = gaussian_lists::whole_within(f.voxel_x, f.fraction_x, f.reach_x);
     Walk walk;
     walk.first = max(planes.first, 0), walk.last = min(planes.last, grid.voxels_x - 1);
-    float longest = fminf(2.0f * root(Y_CUTOFF * inverse(f.kz)), float(grid.voxels_z)) + 1.0f;
-    walk.lanes = longest <= 8.0f ? 8 : longest <= 16.0f ? 16 : 32;
+    float longest = floorf(fminf(2.0f * root(Y_CUTOFF * inverse(f.kz)), float(grid.voxels_z))) + 1.0f;
+    // Rather few lanes that go on twice than lanes that stand idle: a row's own work is then shared by more rows.
+    walk.lanes = longest <= 16.0f ? 8 : longest <= 32.0f ? 16 : 32;
     float rows = fminf(2.0f * root(Y_CUTOFF * inverse(f.ky)), float(grid.voxels_y)) + 1.0f, at_once = float(32 / walk.lanes);
     walk.large = float(walk.last - walk.first + 1) * ceilf(rows / at_once) * ceilf(longest / float(walk.lanes)) > LARGE;
     return walk;
