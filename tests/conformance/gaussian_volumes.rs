@@ -195,6 +195,25 @@ fn crowded_tiles_are_as_on_the_cpu() {
     });
 }
 
+/// More tiles, and more chunks of Gaussians, than the block that sums them up has threads.
+#[test]
+fn many_tiles_and_chunks_are_as_on_the_cpu() {
+    on_each("gaussian_voxelise, many tiles", |carrier| {
+        let grid = grid([1, 1, 16 * 1100], [1.0; 3]);
+        let scene = Scene::new(&within(&grid, 32 * 1060 + 5, [0.3, 0.6], 12), 0.0);
+        let given = carrier.run(|launcher| {
+            let gaussians = scene.upload(launcher);
+            let room = GaussianRoom::allocate(launcher, &workload(scene.len(), grid.voxels)).unwrap();
+            let volume = unwritten(launcher, grid.len());
+            cuda::gaussian_voxelise(launcher, &grid, &gaussians, volume, &room).unwrap();
+            vec![download(launcher, volume)]
+        });
+        let mut volume = vec![f32::NAN; grid.len()];
+        cpu(scene.len(), grid.voxels).gaussian_voxelise(&grid, &scene.set(), &mut volume).unwrap();
+        assert_close("many tiles", VOLUME, &given[0], &volume);
+    });
+}
+
 /// The gradient is that of the volume which the kernels themselves give.
 #[test]
 fn gradients_are_differences_of_the_volume() {
