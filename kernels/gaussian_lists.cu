@@ -17,10 +17,9 @@ extern "C" __global__ void __launch_bounds__(1024)
     using namespace gaussian_lists;
     __shared__ unsigned long long base;
     __shared__ int bound;
-    int stretch = (chunks + 1023) / 1024;
-    int first = min(int(threadIdx.x) * stretch, chunks), end = min(first + stretch, chunks);
+    Span stretch = own_stretch(chunks);
     unsigned long long own = 0, all;
-    for (int chunk = first; chunk < end; chunk++) own += entries[chunk];
+    for (int chunk = stretch.first; chunk <= stretch.last; chunk++) own += entries[chunk];
     unsigned long long before = sum_before(own, all);
     if (threadIdx.x == 0) base = 0, bounds[0] = 0;
     for (int pass = 0; pass < PASSES; pass++) {
@@ -31,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(1024)
         // The stretch in which the room ends is one thread's.
         if (before <= most && most < before + own) {
             unsigned long long sum = before;
-            int chunk = first;
+            int chunk = stretch.first;
             while (sum + entries[chunk] <= most) sum += entries[chunk++];
             bound = chunk, base = sum;
         }
@@ -43,12 +42,11 @@ REGISTER_KERNEL(plan_passes)
 
 extern "C" __global__ void __launch_bounds__(1024) scan_tiles(int tiles, unsigned* __restrict__ ends) {
     using namespace gaussian_lists;
-    int stretch = (tiles + 1023) / 1024;
-    int first = min(int(threadIdx.x) * stretch, tiles), end = min(first + stretch, tiles);
+    Span stretch = own_stretch(tiles);
     unsigned long long own = 0, all;
-    for (int tile = first; tile < end; tile++) own += ends[tile];
+    for (int tile = stretch.first; tile <= stretch.last; tile++) own += ends[tile];
     unsigned long long sum = sum_before(own, all);
-    for (int tile = first; tile < end; tile++) {
+    for (int tile = stretch.first; tile <= stretch.last; tile++) {
         unsigned count = ends[tile];
         ends[tile] = unsigned(sum);
         sum += count;

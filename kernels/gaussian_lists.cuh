@@ -67,6 +67,12 @@ __device__ __forceinline__ void leave_entries(unsigned touched, unsigned* __rest
     if (threadIdx.x == 0) entries[blockIdx.x] = total;
 }
 
+// The stretch first .. last of `count` that is this thread's, in blocks of 1024.
+__device__ __forceinline__ Span own_stretch(int count) {
+    int each = (count + 1023) / 1024, first = min(int(threadIdx.x) * each, count);
+    return {first, min(first + each, count) - 1};
+}
+
 // Sum of `own` over the threads before this one, and over all. For blocks of 1024 threads, all of which must call it.
 __device__ __forceinline__ unsigned long long sum_before(unsigned long long own, unsigned long long& all) {
     __shared__ unsigned long long of_warps[32];
