@@ -46,9 +46,9 @@ __device__ __forceinline__ float* begin_sums(const Field& field, float* room, fl
     return sums;
 }
 
+// Puts the copies together. After `Network::backward`, which ends with a barrier, and the caller's own for batches that were left out.
 __device__ __forceinline__ void finish_sums(const Field& field, const float* sums, float* partials) {
     if (!field.sums_staged) return;
-    __syncthreads();
     int count = field.network();
     float* to = partials + static_cast<long long>(blockIdx.x) * count;
     for (int i = int(threadIdx.x); i < count; i += THREADS) {

@@ -303,6 +303,37 @@ fn gradients_of_any_size() {
     });
 }
 
+/// The bound that fixed point rests on: it must not lose a voxel, wherever that lies in the sum, nor a weight to one of the other sign (the
+/// loop begins with units in such pairs).
+#[test]
+fn one_voxels_gradient_and_units_that_cancel() {
+    on_each("field_voxelise_backward, bounds", |carrier| {
+        let grid = odd([8, 8, 70]);
+        for hidden_layers in [1, 2] {
+            let mut owned = Owned::new(&FieldShape { hidden_layers, ..driven(8) }, &grid, 12);
+            for index in 0..=hidden_layers {
+                let layer = owned.layout.layer(index);
+                // Neighbours: outputs of the same input, or of the last layer inputs.
+                for pair in owned.network[layer.first..layer.biases()].chunks_exact_mut(2) {
+                    pair[1] = -pair[0];
+                }
+            }
+            let start = start(&owned);
+            for voxel in [0, 1, 2, 3, 1025, 2050, 3075, 4099, 4479] {
+                let mut by = vec![0.0; grid.len()];
+                by[voxel] = 1.0;
+                let given = carrier.run(|launcher| backward(launcher, &owned, &grid, None, &by, &start));
+                let mut expected = start.clone();
+                let [tables, network] = &mut expected;
+                let mut gradients = FieldGradients { tables, network };
+                let cpu = owned.cpu(grid.voxels);
+                cpu.field_voxelise_backward(&grid, &owned.parameters(), None, &by, &mut gradients).unwrap();
+                assert_gradients("one voxel", &owned, &start, &given, &expected);
+            }
+        }
+    });
+}
+
 #[test]
 fn not_a_number_shows() {
     on_each("field_voxelise, not a number", |carrier| {
