@@ -1,7 +1,9 @@
 //! The images in `kernels/prebuilt` are of these sources (`make check-kernels` compiles them again and compares the bytes).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+
+use diffnr::compute::cuda::IMAGES;
 
 use sha2::{Digest as _, Sha256};
 
@@ -28,4 +30,32 @@ fn images_are_of_these_sources() {
     let images = names(&kernels.join("prebuilt"), &[".fatbin"]);
     let expected = names(&kernels, &[".cu"]).iter().map(|name| name.replace(".cu", ".fatbin")).collect();
     assert_eq!(images, expected);
+}
+
+/// Every image of the folder is built into the program, with every kernel of its source.
+#[test]
+fn all_images_are_built_in() {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let registered = |name: &str| -> BTreeSet<String> {
+        let source = std::fs::read_to_string(kernels.join(name).with_extension("cu")).unwrap();
+        let lines = source.lines().filter_map(|line| line.strip_prefix("REGISTER_KERNEL(")?.strip_suffix(')'));
+        lines.map(String::from).collect()
+    };
+    let files = std::fs::read_dir(kernels.join("prebuilt")).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let folder: BTreeMap<String, BTreeSet<String>> = names
+        .filter_map(|name| Some(name.strip_suffix(".fatbin")?.to_string()))
+        .map(|name| (name.clone(), registered(&name)))
+        .collect();
+    let listed: BTreeMap<String, BTreeSet<String>> = IMAGES
+        .iter()
+        .map(|image| (image.name.into(), image.kernels.iter().map(|&kernel| kernel.into()).collect()))
+        .collect();
+    let list = "src/compute/cuda/driver/images.rs";
+    assert_eq!(listed, folder, "write the images of kernels/prebuilt and their kernels into IMAGES of {list}");
+    for image in IMAGES {
+        assert_eq!(image.bytes.as_ptr() as usize % 64, 0);
+        // What a fat binary begins with.
+        assert_eq!(image.bytes[..4], 0xba55_ed50_u32.to_le_bytes(), "{}", image.name);
+    }
 }

@@ -32,7 +32,7 @@ macro_rules! image {
     };
 }
 
-/// All of `kernels/prebuilt`.
+/// All of `kernels/prebuilt` (`tests/conformance/prebuilt.rs` compares).
 pub const IMAGES: &[Image] = &[
     image!("adam_step", ["adam_step"]),
     image!("back_project_fdk", ["back_project_fdk"]),
@@ -69,40 +69,3 @@ pub const IMAGES: &[Image] = &[
     image!("views", ["take_aperture", "whiten", "mix_sharpened", "times_root", "held_back_squares"]),
     image!("weight_projections", ["weight_projections"]),
 ];
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use std::collections::{BTreeMap, BTreeSet};
-    use std::path::Path;
-
-    use super::*;
-
-    /// Every image of the folder is built in, with every kernel of its source.
-    #[test]
-    fn the_list_is_that_of_the_folder_and_of_the_sources() {
-        let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-        let registered = |name: &str| -> BTreeSet<String> {
-            let source = std::fs::read_to_string(kernels.join(name).with_extension("cu")).unwrap();
-            let lines = source.lines().filter_map(|line| line.strip_prefix("REGISTER_KERNEL(")?.strip_suffix(')'));
-            lines.map(String::from).collect()
-        };
-        let files = std::fs::read_dir(kernels.join("prebuilt")).unwrap();
-        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
-        let folder: BTreeMap<String, BTreeSet<String>> = names
-            .filter_map(|name| Some(name.strip_suffix(".fatbin")?.to_string()))
-            .map(|name| (name.clone(), registered(&name)))
-            .collect();
-        let listed: BTreeMap<String, BTreeSet<String>> = IMAGES
-            .iter()
-            .map(|image| (image.name.into(), image.kernels.iter().map(|kernel| kernel.to_string()).collect()))
-            .collect();
-        assert_eq!(listed, folder, "write the images of kernels/prebuilt and their kernels into IMAGES");
-        for image in IMAGES {
-            assert_eq!(image.bytes.as_ptr() as usize % 64, 0);
-            // What a fat binary begins with.
-            assert_eq!(image.bytes[..4], 0xba55_ed50_u32.to_le_bytes(), "{}", image.name);
-        }
-    }
-}
