@@ -164,7 +164,7 @@ def table(result: dict) -> str:
 def bench_lines(part: dict, line) -> None:
     for row in part.get("rows", []):
         beside = f"floor {row['floor_s']:.6f} ({row['floor_by']}), {row['ratio']:.1f} x"
-        line("bench", f"{row['case']}: {row['operation']}", f"{row['seconds']:.6f}", beside, f"{row['gups']:.1f} GUPS" if row["gups"] else "")
+        line("bench", f"{row['operation']}, {row['sizes']} ({row['case']})", f"{row['seconds']:.6f}", beside, f"{row['gups']:.1f} GUPS" if row["gups"] else "")
     for row in part.get("failed", []):
         line("bench", row["case"], "", "", f"failed: {row['error']}")
     if preview := part.get("preview"):

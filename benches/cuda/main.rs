@@ -60,17 +60,18 @@ fn options() -> Result<Options, String> {
 /// A case: some operations on a device of their own.
 type Case = fn(&Settings, &mut Vec<Row>) -> Result<(), ComputeError>;
 
-const CASES: [(&str, Case); 10] = [
-    ("fdk 512^3", views::fdk),
-    ("projectors 256^3", views::projectors),
-    ("elements", volumes::elements),
-    ("views' elements", views::elements),
-    ("losses", volumes::losses),
-    ("variation and experts", volumes::priors),
-    ("gaussians, large", gaussians::large),
-    ("gaussians, small", gaussians::small),
-    ("field", field::voxels),
-    ("field, rays", field::rays),
+/// Name, sizes where they are full, operations.
+const CASES: [(&str, &str, Case); 10] = [
+    ("fdk", "512^3, 496 views of 512^2", views::fdk),
+    ("projectors", "256^3, 50 views of 512^2", views::projectors),
+    ("elements of volumes", "256^3", volumes::elements),
+    ("elements of views", "50 views of 512^2", views::elements),
+    ("losses", "256^3, 8 views of 512^2", volumes::losses),
+    ("variation and experts", "256^3, 24 experts", volumes::priors),
+    ("gaussians, large", "50,000 of 3 voxels, 256^3, 4 views of 512^2", gaussians::large),
+    ("gaussians, small", "2.3 million of 1 voxel, 256^3, 1 view of 512^2", gaussians::small),
+    ("field", "the usual one of 256^3", field::voxels),
+    ("field, rays", "the usual one of 256^3, 4096 rays of 384 samples", field::rays),
 ];
 
 fn main() -> ExitCode {
@@ -101,14 +102,15 @@ fn run(options: &Options) -> Result<bool, String> {
         std::fs::write(path, format!("{report:#}\n")).map_err(|error| format!("{path}: {error}"))
     };
     write(&rows, &failed, &preview)?;
-    for (name, case) in CASES.into_iter().filter(|(name, _)| asked(name)) {
-        println!("\n{name}:");
+    for (name, sizes, case) in CASES.into_iter().filter(|(name, ..)| asked(name)) {
+        let sizes = settings.size(sizes, "next to nothing");
+        println!("\n{name} ({sizes}):");
         let mut of_case = Vec::new();
         if let Err(error) = case(&settings, &mut of_case) {
             println!("  FAILED: {error}");
             failed.push(json!({"case": name, "error": error.to_string()}));
         }
-        rows.extend(of_case.iter().map(|row| row.json(name, &settings.machine)));
+        rows.extend(of_case.iter().map(|row| row.json((name, sizes), &settings.machine)));
         write(&rows, &failed, &preview)?;
     }
     if asked("preview") {

@@ -244,11 +244,11 @@ impl Row {
         println!("  {:30} {ms:10.4} ms  floor {:10.4} ms ({by})  {ratio:6.1} x{gups}", self.operation, 1e3 * floor);
     }
 
-    pub(crate) fn json(&self, case: &str, machine: &Machine) -> Value {
+    pub(crate) fn json(&self, (case, sizes): (&str, &str), machine: &Machine) -> Value {
         let (Timing { median_s, least_s, repetitions, rounds }, cost) = (self.timing, &self.cost);
         let (floor_s, by) = machine.floor(cost);
         json!({
-            "case": case, "operation": self.operation, "seconds": median_s, "least_s": least_s, "repetitions": repetitions,
+            "case": case, "sizes": sizes, "operation": self.operation, "seconds": median_s, "least_s": least_s, "repetitions": repetitions,
             "rounds": rounds, "bytes": cost.bytes, "operations": cost.operations, "first_level_bytes": cost.first_level_bytes,
             "second_level_bytes": cost.second_level_bytes, "launches": cost.launches, "floor_s": floor_s, "floor_by": by,
             "ratio": median_s / floor_s, "gups": self.gups(),
