@@ -186,6 +186,14 @@ pub trait Memory: Send + Sync {
     /// [`ComputeError::Device`] where the device refuses.
     fn fill(&self, value: f32, to: ValuesMut<'_>) -> Result<(), ComputeError>;
 
+    /// Waits until everything asked for before has been done: for whoever takes times. What is read waits of itself.
+    ///
+    /// # Errors
+    /// [`ComputeError::Device`] where something failed since the last wait.
+    fn finish(&self) -> Result<(), ComputeError> {
+        Ok(())
+    }
+
     /// Floats that a copy on the host of `len` values takes: none where buffers lie there themselves.
     fn copy_len(&self, len: usize) -> usize;
 

@@ -102,7 +102,7 @@ fn time(
         for _ in 0..repetitions {
             work()?;
         }
-        compute.synchronize()?;
+        compute.finish()?;
         Ok(begin.elapsed().as_secs_f64() / repetitions as f64)
     };
     round(1)?;

@@ -26,7 +26,7 @@ pub(crate) fn measure(settings: &Settings) -> Result<Value, String> {
     // The first run warms up.
     for run in 0..=runs {
         accumulator.reset(&compute).map_err(|error| text(&error))?;
-        compute.synchronize().map_err(|error| text(&error))?;
+        compute.finish().map_err(|error| text(&error))?;
         let begin = Instant::now();
         let mut arrived = begin;
         for (view, frame) in frames.chunks_exact(geometry.detector.pixels()).enumerate() {

@@ -219,7 +219,11 @@ impl<'p> Pipeline<'p> {
             return Ok(());
         }
         let corrected_ns = monotonic_ns();
-        let added = self.accumulator.add_view(self.compute, header.view_index as usize, Some(&pose), &self.view);
+        // Waited for, so that the latency is that of a view in the volume.
+        let added = self
+            .accumulator
+            .add_view(self.compute, header.view_index as usize, Some(&pose), &self.view)
+            .and_then(|()| Ok(self.compute.finish()?));
         if let Err(error) = added {
             // What one frame carries cannot end the daemon; what its carrier cannot do does.
             if matches!(error, ReconstructError::Compute(_)) {

@@ -36,7 +36,7 @@ impl Carrier {
         self.same_bits(self.variants.iter().map(|make| {
             let mut compute = CudaCompute::new(make());
             let result = work(&mut compute);
-            compute.synchronize().unwrap();
+            compute.finish().unwrap();
             result
         }))
     }

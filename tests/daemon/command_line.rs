@@ -31,9 +31,6 @@ fn refused_settings_end_with_their_own_codes() {
         room.settings("[volume]\nsize_mm = [4.0, 4.0, 4.0]\ncentre_mm = [900.0, 0.0, 0.0]");
         refused(&room, command, 5);
     }
-    room.settings("[compute]\ndevice = \"cuda\"");
-    assert_names(&refused(&room, "serve", 8), &["compute.device = \"cuda\"", "\"cpu\""]);
-
     std::fs::remove_file(room.path("scene/meta_data.json")).unwrap();
     room.settings("");
     assert_names(&refused(&room, "serve", 3), &["geometry.scan", "meta_data.json"]);

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod command_line;
+mod device;
 mod end_to_end;
 mod faults;
 mod optimised;

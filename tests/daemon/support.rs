@@ -122,6 +122,8 @@ impl Room {
         for (section, keys) in [
             ("shared_memory", format!("name = \"{}\"\nring_slots = 16\n", self.name)),
             ("publish", "preview_every_views = 10\nframe_rate_fps = 100.0\n".into()),
+            // Whatever the machine has: volumes are compared with the CPU's, bit for bit.
+            ("compute", "device = \"cpu\"\n".into()),
             (
                 "supervise",
                 "status_file = \"status.json\"\nstatus_every_ms = 20\nframe_timeout_ms = 400\nlog_level = \"debug\"\n"
@@ -159,9 +161,15 @@ impl Room {
 
     /// Starts the daemon and waits until it is ready.
     pub(crate) fn serve(&self, switches: &[&str]) -> Process {
+        self.serve_with(switches, &[])
+    }
+
+    /// The same in another environment.
+    pub(crate) fn serve_with(&self, switches: &[&str], environment: &[(&str, &Path)]) -> Process {
         let _before = std::fs::remove_file(self.path("status.json"));
         let mut command = diffnr();
         command.arg("serve").arg("--config").arg(self.path("gantry.toml")).args(switches);
+        command.envs(environment.iter().copied());
         let process = Process::start(&mut command);
         self.wait_for_status("the daemon is ready", |status| status["state"] == "ready");
         process

@@ -58,6 +58,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
         accumulator.add_views(compute, index * group, part).map_err(failure)?;
         job.tracer.at(accumulator.views_added());
     }
+    compute.finish().map_err(|error| failure(error.into()))?;
     let reconstruct_s = job.tracer.method_s();
     let views = accumulator.views_added();
     // One point: the only volume there is.

@@ -57,14 +57,6 @@ impl CudaCompute {
         Self { launcher, state: Mutex::default() }
     }
 
-    /// Waits until the device has done everything.
-    ///
-    /// # Errors
-    /// [`ComputeError::Device`] where something failed since the last wait.
-    pub fn synchronize(&self) -> Result<(), ComputeError> {
-        self.launcher.synchronize()
-    }
-
     /// The table of a scan.
     fn scan(
         &self,
@@ -140,6 +132,10 @@ impl Memory for CudaCompute {
 
     fn fill(&self, value: f32, to: ValuesMut<'_>) -> Result<(), ComputeError> {
         to.device("fill")?.fill(self.launcher(), value)
+    }
+
+    fn finish(&self) -> Result<(), ComputeError> {
+        self.launcher.synchronize()
     }
 
     fn copy_len(&self, len: usize) -> usize {

@@ -51,19 +51,23 @@ impl Optimiser {
         for step in 0..TIMES {
             let began = Instant::now();
             self.approach(compute, step, &Unobserved)?;
+            compute.finish()?;
             cost.approach = cost.approach.min(began.elapsed());
         }
         let began = Instant::now();
         self.begin_representation(compute)?;
+        compute.finish()?;
         cost.begin = began.elapsed();
         for step in 0..TIMES {
             let began = Instant::now();
             self.fit(compute, step)?;
+            compute.finish()?;
             cost.fit = cost.fit.min(began.elapsed());
         }
         for iteration in 0..TIMES {
             let began = Instant::now();
             self.iterate(compute, iteration, 0.0, &Unobserved)?;
+            compute.finish()?;
             cost.iteration = cost.iteration.min(began.elapsed());
         }
         let began = Instant::now();
@@ -86,6 +90,7 @@ impl Optimiser {
         for time in 0..TIMES {
             let began = Instant::now();
             self.iterate(compute, time * every, 0.0, &Unobserved)?;
+            compute.finish()?;
             held = held.min(began.elapsed());
         }
         Ok(held)

@@ -1,0 +1,95 @@
+//! The daemon on a GPU: its driver is the stand-in of `kernels/host`, on which every kernel really runs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::support::*;
+use serde_json::json;
+
+/// The folder of the stand-in; `None` (with a visible word) where there is no C++ compiler.
+fn stand_in() -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("stand-in-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host");
+    let flags =
+        "-std=c++17 -O2 -g1 -fPIC -shared -pthread -ffp-contract=off -Wno-unknown-pragmas -Wl,-soname,libcuda.so.1";
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let built = Command::new(&compiler)
+        .args(flags.split(' '))
+        .args(["whole_driver.cpp", "driver.cpp", "library.cpp"].map(|source| sources.join(source)))
+        .arg("-o")
+        .arg(folder.join("libcuda.so.1"))
+        .output();
+    match built {
+        Err(error) => {
+            eprintln!("SKIPPED: the daemon on the stand-in for a GPU: no C++ compiler ({compiler}: {error})");
+            None
+        }
+        Ok(output) => {
+            assert!(output.status.success(), "{compiler}: {}", String::from_utf8_lossy(&output.stderr));
+            Some(folder)
+        }
+    }
+}
+
+#[test]
+fn a_gpu_carries_the_frame_path_and_says_so_everywhere() {
+    let Some(driver) = stand_in() else { return };
+    let room = Room::new("[compute]\ndevice = \"cuda\"");
+    let planned = run(diffnr()
+        .env("LD_LIBRARY_PATH", &driver)
+        .args(["plan", "--json", "--config"])
+        .arg(room.path("gantry.toml")));
+    expect_code(&planned, 0);
+    let planned = json(&planned);
+    let on_device = |buffer: &&serde_json::Value| buffer["place"] == "device";
+    let arena = planned["buffers"].as_array().unwrap().iter().find(on_device).unwrap();
+    assert_eq!(arena["name"], "reconstruct: arena of the carrier");
+    // The volume and a view, at least.
+    assert!(arena["bytes"].as_u64() > Some(4 * (32 * 28 * 24 + 64 * 48)), "{arena}");
+    assert!(planned["carrier"].as_str().unwrap().contains("stand-in"), "{planned}");
+
+    let daemon = room.serve_with(&["--once", "--json"], &[("LD_LIBRARY_PATH", &driver)]);
+    let scene = room.path("scene");
+    expect_code(&run(diffnr().arg("replay").arg(&scene).args(["--rate", "0", "--name", &room.name])), 0);
+    let out = room.path("out.npy");
+    let seen = room.watch(&["--wait", "full", "--save", out.to_str().unwrap(), "--scan", scene.to_str().unwrap()]);
+    let volume = &seen["volume"];
+    assert_eq!((&volume["device"], &volume["precision"]), (&json!("cuda"), &json!("float32")));
+    assert!(volume["provider"].as_str().unwrap().contains("sm_90"), "{volume}");
+    let report = json(&daemon.end());
+    assert_eq!((&report["reconstruct"]["full"], &report["frame_latency"]["count"]), (&json!(1), &json!(40)));
+
+    let offline = room.path("cpu.npy");
+    let arguments = ["--method", "fdk", "--device", "cpu", "-o"];
+    expect_code(&run(diffnr().arg("reconstruct").arg(&scene).args(arguments).arg(&offline)), 0);
+    let [streamed, offline] = [&out, &offline].map(|path| diffnr::formats::npy::read_volume(path).unwrap());
+    let largest = offline.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    for (streamed, offline) in streamed.iter().zip(&offline) {
+        // As in tests/conformance, of which this is the whole.
+        assert!((streamed - offline).abs() <= 5e-5 * largest, "{streamed} {offline}");
+    }
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_refused_by_what_to_change() {
+    if diffnr::compute::cuda::present().is_ok() {
+        println!("SKIPPED: a GPU that is not there: this machine has one");
+        return;
+    }
+    let room = Room::new("[compute]\ndevice = \"cuda\"");
+    for command in ["serve", "plan"] {
+        let refused = run(diffnr().args([command, "--config"]).arg(room.path("gantry.toml")));
+        expect_code(&refused, 8);
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(told.contains("device cuda: ") && told.contains("driver"), "{told}");
+        assert_eq!(told.lines().filter(|line| line.contains("device cuda")).count(), 1, "{told}");
+    }
+    let refused = run(diffnr().arg("reconstruct").arg(room.path("scene")).args(["--device", "cuda:7", "-o", "x.npy"]));
+    expect_code(&refused, 8);
+    room.settings("[compute]\ndevice = \"gpu\"");
+    let refused = run(diffnr().args(["plan", "--config"]).arg(room.path("gantry.toml")));
+    expect_code(&refused, 3);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(told.contains("compute.device") && told.contains("cuda:N"), "{told}");
+}
