@@ -55,8 +55,6 @@ extern "C" __global__ void __launch_bounds__(field::THREADS, 4)
                     }
                 }
             }
-            // The features' rows are written anew.
-            __syncthreads();
         }
     }
     field::finish_sums(field, by_network, partials);
