@@ -7,10 +7,11 @@
 // Weights are read four at a time, the same ones by all lanes; from shared memory, where the network is small enough to be staged, else
 // from the caches.
 //
-// Fast: width 16 or 32 and one or two hidden layers (128 points a batch). Anything that `FieldShape::check` allows works; the widest
-// networks have 32 points a batch, read weights from the caches and have two blocks a multiprocessor.
+// Fast: features and hidden units of up to 62 in all (128 points a batch), such as 6 features and one to three layers of 16; 64 points up to 120.
+// Anything that `FieldShape::check` allows works; wider networks have 32 points a batch, those of more than 8192 weights read them from the caches,
+// and the widest have two blocks a multiprocessor.
 //
-// Tensor cores are not used. At the sizes that this field is driven with (6 inputs, 16 units: 129 weights) reading tables takes longer than
+// Tensor cores are not used. At the sizes that this field is driven with (6 inputs, 16 units: 129 weights) the tables take more operations than
 // the network; for 128 units, mma in three TF32 parts (for float32's precision) would be some five times as fast as this.
 #pragma once
 #include "common.cuh"
