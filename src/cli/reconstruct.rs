@@ -103,7 +103,7 @@ pub(super) struct Arguments {
     /// Volume to write: .nii or .nii.gz (HU), or .npy (axes and scale of the scene's vol_gt.npy)
     #[arg(short, long, value_name = "FILE", required = true, num_args = 1)]
     output: Vec<PathBuf>,
-    /// Device: auto (a GPU that the kernels run on, else the CPU), cpu, cuda, or cuda:N for the GPU with index N
+    /// Device: auto (the CPU, until the kernels have been verified on a GPU), cpu, cuda, or cuda:N for the GPU with index N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
     /// Threads (0: one for each processor)

@@ -12,7 +12,8 @@ use super::{ComputeError, Operations};
 /// What was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first GPU that the kernels run on, else the CPU.
+    /// The CPU. It will be the first GPU that the kernels run on, once they have been verified on one (`docs/gpu.md`); until then that is for whoever
+    /// asks for it by name.
     Auto,
     /// The CPU.
     Cpu,
@@ -63,7 +64,7 @@ pub enum Device {
 const UPLOADED_LATER: usize = 4 << 20;
 
 impl Device {
-    /// The device asked for; with [`DeviceChoice::Auto`] also a line that says what was taken, and why not a GPU where none was.
+    /// The device asked for; with [`DeviceChoice::Auto`] also a line that says what was taken, and why not a GPU.
     ///
     /// # Errors
     /// [`ComputeError::Device`] where a GPU was asked for by name and is not there, or the kernels do not run on it.
@@ -86,13 +87,16 @@ impl Device {
         match choice {
             DeviceChoice::Cpu => Ok((Self::Cpu { threads }, None)),
             DeviceChoice::Cuda(index) => Ok((Self::Cuda(gpus(Some(index))?), None)),
-            DeviceChoice::Auto => Ok(match gpus(None) {
-                Ok(facts) => {
-                    let told = format!("device auto: running on GPU {}: {facts}", facts.index);
-                    (Self::Cuda(facts), Some(told))
-                }
-                Err(why) => (Self::Cpu { threads }, Some(format!("device auto: running on the CPU ({why})"))),
-            }),
+            DeviceChoice::Auto => {
+                let why = match gpus(None) {
+                    Ok(facts) => format!(
+                        "the kernels have not been verified on a GPU yet; cuda:{} takes {}",
+                        facts.index, facts.name
+                    ),
+                    Err(why) => why.to_string(),
+                };
+                Ok((Self::Cpu { threads }, Some(format!("device auto: running on the CPU ({why})"))))
+            }
         }
     }
 
@@ -192,10 +196,10 @@ mod tests {
     fn what_was_taken_is_told() {
         let (device, told) = Device::choose(DeviceChoice::Auto, 1).unwrap();
         let told = told.unwrap();
-        match (present(), &device) {
-            (Err(why), Device::Cpu { threads: 1 }) => assert!(told.contains(&format!("on the CPU ({why})")), "{told}"),
-            (Ok(_), _) => assert!(told.contains("running on"), "{told}"),
-            other => panic!("{other:?}"),
+        assert!(matches!(device, Device::Cpu { threads: 1 }));
+        match present() {
+            Err(why) => assert!(told.contains(&format!("on the CPU ({why})")), "{told}"),
+            Ok(_) => assert!(told.contains("on the CPU (the kernels") || told.contains("sm_"), "{told}"),
         }
         assert!(matches!(Device::choose(DeviceChoice::Cpu, 3).unwrap(), (Device::Cpu { threads: 3 }, None)));
         // No machine has so many.
