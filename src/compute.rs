@@ -1,14 +1,17 @@
-//! The operations: what reconstruction asks of a processor. One trait, carried out by [`cpu`]; [`cuda`] has some of them under the same
-//! names, on buffers that stay on the device. Knows nothing of frames, schedules or files.
+//! The operations: what reconstruction asks of a processor. One trait ([`Operations`], in parts), carried out by [`cpu`] and, under the same names, by [`cuda`];
+//! [`device`] chooses. Knows nothing of frames, schedules or files.
+//!
+//! Buffers lie where operations work on them ([`Memory`], [`Buffer`]): a loop takes its own from its carrier and never asks where that is. What has to
+//! be seen on the host is read there.
 //!
 //! Orders of memory are those of [`crate::geometry`]: volumes `[x][y][z]`, projections `[view][row v][column u]`, float32.
 //! Every operation gives bit-identical results for any number of threads.
 
 mod buffer;
-pub mod cpu;
-pub mod elements;
-pub mod cuda;
 pub mod device;
+pub mod cpu;
+pub mod cuda;
+pub mod elements;
 pub mod experts;
 pub mod field;
 pub mod gaussians;
@@ -246,7 +249,7 @@ pub trait Memory: Send + Sync {
     }
 }
 
-/// The operations. Implementations: [`cpu::CpuCompute`].
+/// The operations. Implementations: [`cpu::CpuCompute`], [`cuda::CudaCompute`].
 ///
 /// A call's scratch comes from what [`Compute::prepare`] allocated; no operation allocates on the heap after that.
 pub trait Compute: Memory {

@@ -4,7 +4,7 @@
 use super::{ComputeError, Values, ValuesMut};
 use crate::geometry::Detector;
 
-/// The element-wise operations of the optimisation. Implementation: [`super::cpu::CpuCompute`].
+/// The element-wise operations of the optimisation. Implementations: [`super::cpu::CpuCompute`], [`super::cuda::CudaCompute`].
 ///
 /// Values that go together have the same length, else [`ComputeError::Shape`]. Nothing is allocated, and every result is bit-identical for any number of
 /// threads.

@@ -157,7 +157,7 @@ impl Experts {
     }
 }
 
-/// The prior's operation. Implementation: [`super::cpu::CpuCompute`].
+/// The prior's operation. Implementations: [`super::cpu::CpuCompute`], [`super::cuda::CudaCompute`].
 ///
 /// Nothing is allocated after [`ExpertsCompute::prepare_experts`], and the result is bit-identical for any number of threads.
 pub trait ExpertsCompute: Send + Sync {

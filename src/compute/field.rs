@@ -334,7 +334,7 @@ pub struct FieldWorkload {
     pub rays: usize,
 }
 
-/// The operations of a neural field. Implementation: [`super::cpu::CpuCompute`].
+/// The operations of a neural field. Implementations: [`super::cpu::CpuCompute`], [`super::cuda::CudaCompute`].
 ///
 /// As with [`super::Compute`]: nothing is allocated after [`FieldCompute::prepare_field`], and every result is bit-identical for
 /// any number of threads.

@@ -128,7 +128,7 @@ pub(crate) fn softplus(x: f32) -> f32 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
-/// The operations of 3D Gaussians. Implementation: [`super::cpu::CpuCompute`].
+/// The operations of 3D Gaussians. Implementations: [`super::cpu::CpuCompute`], [`super::cuda::CudaCompute`].
 ///
 /// As with [`super::Compute`]: nothing is allocated after [`GaussianCompute::prepare_gaussians`], and every result is
 /// bit-identical for any number of threads.

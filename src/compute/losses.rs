@@ -173,7 +173,7 @@ pub struct VolumeSsimValue {
     pub slices: [usize; 3],
 }
 
-/// The losses. Implementation: [`super::cpu::CpuCompute`].
+/// The losses. Implementations: [`super::cpu::CpuCompute`], [`super::cuda::CudaCompute`].
 ///
 /// As with [`super::Compute`]: nothing is allocated after [`LossCompute::prepare_losses`], and every value and gradient is bit-identical for
 /// any number of threads.

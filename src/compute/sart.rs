@@ -3,7 +3,7 @@
 use super::total_variation::VariationCompute;
 use super::{Compute, ComputeError, Values, ValuesMut};
 
-/// The operations of algebraic reconstruction. Implementation: [`super::cpu::CpuCompute`].
+/// The operations of algebraic reconstruction. Implementations: [`super::cpu::CpuCompute`], [`super::cuda::CudaCompute`].
 ///
 /// Nothing is allocated (nor any scratch needed), and every result is bit-identical for any number of threads.
 pub trait SartCompute: Send + Sync {

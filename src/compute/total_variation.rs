@@ -69,7 +69,7 @@ impl TotalVariation {
     }
 }
 
-/// The operations of total variation. Implementation: [`super::cpu::CpuCompute`].
+/// The operations of total variation. Implementations: [`super::cpu::CpuCompute`], [`super::cuda::CudaCompute`].
 ///
 /// Nothing is allocated (nor any scratch needed), and every result is bit-identical for any number of threads and any SIMD level.
 pub trait VariationCompute: Send + Sync {
