@@ -46,7 +46,8 @@ def conformance(log: str) -> dict:
 def reconstructions(folder: pathlib.Path) -> list[dict]:
     """Runs of `diffnr reconstruct`, with their quality and the hash of their volume."""
     rows = []
-    for errors in sorted(folder.glob("*.errors")):
+    # In the order in which they ran.
+    for errors in sorted(folder.glob("*.errors"), key=lambda path: path.stat().st_mtime_ns):
         label = errors.name.removesuffix(".errors")
         run, failed = load(folder / f"{label}.run.json"), text(folder / f"{label}.failed")
         row = {"label": label}
@@ -151,26 +152,27 @@ def table(result: dict) -> str:
             bench_lines(part, line)
         elif name == "peers":
             for row in part["rows"]:
-                line(name, row["what"], figure(row.get("seconds"), ".6f"), row.get("beside", ""), row.get("remark", ""))
+                line(name, row["what"], figure(row.get("seconds"), ".3g"), row.get("beside", ""), row.get("remark", ""))
         elif name.endswith("check"):
             for row in part["rows"]:
                 line(name, row["module"], "", row["outcome"], f"{row['errors']} errors")
         else:
             for row in part["rows"]:
-                reconstruction_line(name, row, line)
+                if "failed" in row or not row["label"].endswith(("-again", "-trace")):
+                    reconstruction_line(name, row, line)
     return "\n".join(lines) + "\n"
 
 
 def bench_lines(part: dict, line) -> None:
     for row in part.get("rows", []):
-        beside = f"floor {row['floor_s']:.6f} ({row['floor_by']}), {row['ratio']:.1f} x"
-        line("bench", f"{row['operation']}, {row['sizes']} ({row['case']})", f"{row['seconds']:.6f}", beside, f"{row['gups']:.1f} GUPS" if row["gups"] else "")
+        beside = f"floor {row['floor_s']:.3g} ({row['floor_by']}), {row['ratio']:.1f} x"
+        line("bench", f"{row['operation']}, {row['sizes']} ({row['case']})", f"{row['seconds']:.3g}", beside, f"{row['gups']:.1f} GUPS" if row["gups"] else "")
     for row in part.get("failed", []):
         line("bench", row["case"], "", "", f"failed: {row['error']}")
     if preview := part.get("preview"):
         what = f"volume of {preview['voxels']}^3 on the host after the last of {preview['frames']} frames of {preview['pixels']}^2"
-        beside = f"p50; p99 {preview['p99_s']:.6f} of {preview['runs']} runs"
-        line("bench", what, f"{preview['p50_s']:.6f}", beside, f"{preview['frames_per_s']:.0f} frames a second")
+        beside = f"p50; p99 {preview['p99_s']:.3g} of {preview['runs']} runs"
+        line("bench", what, f"{preview['p50_s']:.3g}", beside, f"{preview['frames_per_s']:.0f} frames a second")
 
 
 def reconstruction_line(name: str, row: dict, line) -> None:
@@ -184,7 +186,7 @@ def reconstruction_line(name: str, row: dict, line) -> None:
     if fixer := row.get("slice_fixer"):
         remarks.append(f"{fixer.get('repairs')} repairs on {fixer.get('provider')}")
     remarks += row.get("warnings") or []
-    line(name, row["label"], f"{row['seconds']['reconstruct']:.3f}", beside, "; ".join(remarks))
+    line(name, row["label"], f"{row['seconds']['reconstruct']:.3g}", beside, "; ".join(remarks))
 
 
 # ---- peers -----------------------------------------------------------------------------------------------------------------------------------------
