@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use diffnr::compute::Compute as _;
+use diffnr::compute::{Compute as _, Memory as _};
 use diffnr::reconstruct::{FdkAccumulator, FdkPlan, FdkSettings};
 use serde_json::{Value, json};
 
