@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use diffnr::compute::Memory as _;
 use diffnr::compute::cuda::{CudaCompute, Driver, Executor, Launcher, Turns};
 
 use crate::stand_in;

@@ -325,7 +325,7 @@ fn one_voxels_gradient_and_units_that_cancel() {
                 let given = carrier.run(|launcher| backward(launcher, &owned, &grid, None, &by, &start));
                 let mut expected = start.clone();
                 let [tables, network] = &mut expected;
-                let mut gradients = FieldGradients { tables, network };
+                let mut gradients = HostFieldGradients { tables, network };
                 let cpu = owned.cpu(grid.voxels);
                 cpu.field_voxelise_backward(&grid, &owned.parameters(), None, &by, &mut gradients).unwrap();
                 assert_gradients("one voxel", &owned, &start, &given, &expected);
