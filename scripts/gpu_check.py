@@ -34,9 +34,14 @@ def conformance(log: str) -> dict:
     """Every test's outcome, and what the tests printed of how near they came."""
     tests = dict(re.findall(r"^test (\S+) \.\.\. (ok|FAILED|ignored)", log, re.MULTILINE))
     announced = re.search(r"^running (\d+) tests?$", log, re.MULTILINE)
-    # Where tests run one by one the name comes before the outcome, and a panic may stand between.
+    # The largest difference of each comparison, and its tolerance.
+    nearest: dict[str, list[float]] = {}
+    for what, given, tolerance in re.findall(r"^(.+): within (\S+) of (\S+)$", log, re.MULTILINE):
+        if float(given) >= nearest.get(what, [0.0])[0]:
+            nearest[what] = [float(given), float(tolerance)]
     return {
         "tests": tests,
+        "differences": nearest,
         "announced": int(announced[1]) if announced else None,
         "skipped": re.findall(r"^SKIPPED: (.*)$", log, re.MULTILINE),
         "panics": re.findall(r"^thread '([^']+)'.* panicked at [^\n]*\n([^\n]*)", log, re.MULTILINE),
@@ -71,7 +76,8 @@ def sanitized(folder: pathlib.Path) -> list[dict]:
         log, rc = text(path.with_suffix(".log")), int(text(path))
         errors = re.findall(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard", log)
         outcome = {0: "clean", 99: "errors", 124: "cut off", 137: "cut off"}.get(rc, f"exit code {rc}")
-        rows.append({"module": path.stem, "outcome": outcome, "errors": sum(int(a or b) for a, b in errors)})
+        tests = len(re.findall(r"^test \S+ \.\.\. ", text(path.with_suffix(".tests")), re.MULTILINE))
+        rows.append({"module": path.stem, "outcome": outcome, "tests": tests, "errors": sum(int(a or b) for a, b in errors)})
     return rows
 
 
@@ -121,7 +127,8 @@ def figure(value, form: str) -> str:
 
 def table(result: dict) -> str:
     machine = result["parts"].get("bench", {}).get("machine", {})
-    device = machine.get("description") or result["nvidia_smi"] or "no device found"
+    devices = (result["cuda_kernels"] or {}).get("devices") or [{}]
+    device = machine.get("description") or result["nvidia_smi"] or devices[0].get("name") or "no device found"
     lines = [f"# GPU check, {result['date']}, commit {result['commit']}", "", f"{device}; nvidia-smi: {result['nvidia_smi'] or 'not there'}."]
     if machine:
         cores = "multiprocessors and clock not told"
@@ -148,6 +155,9 @@ def table(result: dict) -> str:
             beside = f"{outcomes.count('ok')} ok, {len(failed)} failed of {part['announced']}"
             skipped = f"{len(part['skipped'])} say SKIPPED" if part["skipped"] else ""
             line(name, "tests", "", beside, "; ".join(failed + ([skipped] if skipped else [])))
+            shares = sorted(part["differences"].items(), key=lambda item: item[1][0] / item[1][1], reverse=True)
+            for what, (given, tolerance) in shares[:10]:
+                line(name, f"nearest to its tolerance: {what}", "", f"{given:.1e} of {tolerance:.0e}")
         elif name == "bench":
             bench_lines(part, line)
         elif name == "peers":
@@ -155,7 +165,7 @@ def table(result: dict) -> str:
                 line(name, row["what"], figure(row.get("seconds"), ".3g"), row.get("beside", ""), row.get("remark", ""))
         elif name.endswith("check"):
             for row in part["rows"]:
-                line(name, row["module"], "", row["outcome"], f"{row['errors']} errors")
+                line(name, row["module"], "", row["outcome"], f"{row['errors']} errors in {row['tests']} tests")
         else:
             for row in part["rows"]:
                 if "failed" in row or not row["label"].endswith(("-again", "-trace")):

@@ -215,7 +215,7 @@ fn optimised_representations_are_as_on_the_cpu() {
             ("field", Method::Field(FieldPlan::for_grid(&grid, 3))),
         ];
         for (name, method) in methods {
-            let given = carrier.run_whole(|compute| optimised(compute, method.clone(), &geometry, &grid));
+            let given = carrier.run_whole(|compute| optimised(compute, method, &geometry, &grid));
             let expected = optimised(&mut CpuCompute::new(1).unwrap(), method, &geometry, &grid);
             let of = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
             let pairs = || given[0].iter().zip(&expected[0]);
