@@ -227,8 +227,7 @@ mod tests {
 
     #[test]
     fn work_is_done_within_the_carriers_threads() {
-        let (compute, buffer) =
-            Device::Cpu { threads: 2 }.ready(|compute| Ok::<_, ComputeError>(compute.buffer("three", 3)?)).unwrap();
+        let (compute, buffer) = Device::Cpu { threads: 2 }.ready(|compute| compute.buffer("three", 3)).unwrap();
         assert_eq!(compute.install(rayon::current_num_threads), 2);
         assert_eq!(buffer.len(), 3);
     }
