@@ -18,10 +18,13 @@ const SMALL: usize = 4;
 
 /// Runs `work` where the executor can be built.
 fn on_the_stand_in(test: &str, work: impl Fn()) {
-    match (std::env::var_os("DIFFNR_DEVICE"), library()) {
-        (None, Ok(_)) => work(),
-        (None, Err(reason)) => skipped(test, &reason),
-        (Some(_), _) => skipped(test, "a GPU's driver is loaded (DIFFNR_DEVICE)"),
+    // Nothing is built on a GPU's machine, which need not have the sources.
+    if std::env::var_os("DIFFNR_DEVICE").is_some() {
+        return skipped(test, "a GPU's driver is loaded (DIFFNR_DEVICE)");
+    }
+    match library() {
+        Ok(_) => work(),
+        Err(reason) => skipped(test, &reason),
     }
 }
 
