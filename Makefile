@@ -91,7 +91,7 @@ test-kernels:
 	$(CXX) $(KERNEL_FLAGS) -O1 $(SANITIZE) kernels/host/self_test.cpp -o $(KERNEL_TESTS)/self_test_sanitized; \
 	$(KERNEL_TESTS)/self_test_sanitized; \
 	$(CXX) $(KERNEL_FLAGS) -O1 $(SANITIZE) -fPIC -shared kernels/host/library.cpp -o $(KERNEL_TESTS)/sanitized.so; \
-	DIFFNR_KERNEL_EXECUTOR=$(KERNEL_TESTS)/sanitized.so ASAN_OPTIONS=detect_leaks=0 $(CARGO) test --locked --test conformance \
+	DIFFNR_KERNEL_EXECUTOR=$(KERNEL_TESTS)/sanitized.so ASAN_OPTIONS=detect_leaks=0 PROPTEST_CASES=$${PROPTEST_CASES:-16} $(CARGO) test --locked --test conformance \
 	    --config "target.'cfg(all())'.runner = ['env', 'LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so)']"
 
 .venv-nvcc/ready:
