@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use diffnr::compute::cpu::CpuCompute;
 use diffnr::compute::cuda::CudaCompute;
+use diffnr::compute::gaussians::{CHANNELS, GaussianArrays, GaussianWorkload};
 use diffnr::compute::sart::AlgebraicCompute;
-use diffnr::compute::{Compute as _, Memory as _, Operations, Values};
+use diffnr::compute::{Compute as _, ComputeError, Memory as _, Operations, Values};
 use diffnr::geometry::{CircularOrbit, ScanGeometry, VolumeGrid};
 use diffnr::reconstruct::asd_pocs::{AsdPocs, AsdPocsPlan, AsdPocsSettings};
 use diffnr::reconstruct::fdk::{FdkAccumulator, FdkPlan, FdkSettings};
@@ -224,6 +225,41 @@ fn optimised_representations_are_as_on_the_cpu() {
             assert!(apart < OPTIMISED_RMS, "{name}: {apart}");
             assert_close(&format!("{}, {name}", carrier.name), OPTIMISED, &given[0], &expected[0]);
             assert_close(&format!("{}, {name}: residuals", carrier.name), OPTIMISED, &given[1], &expected[1]);
+        }
+    });
+}
+
+/// Gaussians that the kernels leave out are not lost in silence: the carrier refuses them, as the CPU does.
+#[test]
+fn gaussians_that_are_not_finite_are_refused() {
+    on_each("the carrier's refusal of Gaussians", |carrier| {
+        let (geometry, grid) = (orbit(8, 6, 150.0).over_arc(2, 0.1, TAU), grid([5, 4, 6], 60.0));
+        let refused = |compute: &mut dyn Operations, broken: f32| {
+            let workload =
+                GaussianWorkload { gaussians: 3, columns: 8, rows: 6, views_per_call: 2, voxels: grid.voxels };
+            compute.prepare_gaussians(&workload).unwrap();
+            let mut parameters = vec![1.0; CHANNELS * 3];
+            // The second Gaussian's position along y.
+            parameters[2 * 3 + 1] = broken;
+            let parameters = compute.filled("parameters", &parameters).unwrap();
+            let densities = compute.filled("densities", &[0.02; 3]).unwrap();
+            let (parameters, density_per_mm) = (parameters.values(), densities.values());
+            let gaussians = GaussianArrays { parameters, density_per_mm, len: 3, low_pass_mm: 0.1 };
+            let mut volume = compute.buffer("volume", grid.len()).unwrap();
+            let mut views = compute.buffer("views", geometry.projection_len()).unwrap();
+            [
+                compute.gaussian_voxelise(&grid, &gaussians, volume.values_mut()),
+                compute.gaussian_project(&geometry, &gaussians, views.values_mut()),
+            ]
+            .map(|outcome| match outcome {
+                Ok(()) => None,
+                Err(ComputeError::Value { index, .. }) => Some(index),
+                Err(other) => panic!("{other}"),
+            })
+        };
+        for (broken, index) in [(0.5, None), (f32::NAN, Some(1)), (f32::INFINITY, Some(1))] {
+            assert_eq!(refused(&mut CpuCompute::new(1).unwrap(), broken), [index; 2], "cpu, {broken}");
+            assert_eq!(refused(&mut CudaCompute::new(carrier.launcher()), broken), [index; 2], "{broken}");
         }
     });
 }

@@ -31,6 +31,21 @@ impl CudaCompute {
         room.ok_or(ComputeError::Scratch { operation, needed: size_of::<f32>(), prepared: 0 })
     }
 
+    /// Refuses what the last operation had to leave out, as the CPU does, so that no Gaussian is lost in silence; waits for the operation. The way back is given
+    /// the same Gaussians and need not ask again.
+    fn refuse_unsound(&self, operation: &'static str, room: &GaussianRoom) -> Result<(), ComputeError> {
+        room.unsound(self.launcher())?.map_or(Ok(()), |index| {
+            Err(ComputeError::Value {
+                operation,
+                parameter: "gaussians",
+                index,
+                // Which of its parameters it is stays on the device.
+                value: f32::NAN,
+                requirement: "must have finite parameters that can be worked with",
+            })
+        })
+    }
+
     /// The views of a scan as Gaussians are seen from them.
     fn gaussian_views(&self, operation: &'static str, geometry: &ScanGeometry) -> Result<GaussianViews, ComputeError> {
         let mut state = self.state();
@@ -65,7 +80,8 @@ impl GaussianCompute for CudaCompute {
         const OPERATION: &str = "gaussian_project";
         let (room, gaussians) = (self.gaussian_room(OPERATION)?, on_device(OPERATION, gaussians)?);
         let views = self.gaussian_views(OPERATION, geometry)?;
-        super::gaussian_project(self.launcher(), &views, &gaussians, projections.device(OPERATION)?, &room)
+        super::gaussian_project(self.launcher(), &views, &gaussians, projections.device(OPERATION)?, &room)?;
+        self.refuse_unsound(OPERATION, &room)
     }
 
     fn gaussian_project_backward(
@@ -90,7 +106,8 @@ impl GaussianCompute for CudaCompute {
     ) -> Result<(), ComputeError> {
         const OPERATION: &str = "gaussian_voxelise";
         let (room, gaussians) = (self.gaussian_room(OPERATION)?, on_device(OPERATION, gaussians)?);
-        super::gaussian_voxelise(self.launcher(), grid, &gaussians, volume.device(OPERATION)?, &room)
+        super::gaussian_voxelise(self.launcher(), grid, &gaussians, volume.device(OPERATION)?, &room)?;
+        self.refuse_unsound(OPERATION, &room)
     }
 
     fn gaussian_voxelise_backward(
