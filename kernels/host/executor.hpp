@@ -1,15 +1,17 @@
 // Runs the blocks of a launch: worker threads take blocks one after the other, and a block's CUDA threads are fibers of its worker.
 //
-// A fiber runs until it waits at a barrier or ends; then the next one runs. So the threads of a block interleave only where the
-// source says so, in an order that the caller chooses (ascending or descending): a kernel that lacks a barrier gives different
-// numbers in the two.
+// A fiber runs until it waits at a barrier or ends; then the next one of its warp runs. A warp goes on until all its threads wait for the block
+// or have ended; then the next warp runs. So threads interleave only where the source says so, in an order that the caller chooses (ascending or
+// descending), and of two accesses that nothing orders one or the other comes first in the two: a kernel that lacks a barrier gives different numbers.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <link.h>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "fiber.hpp"
@@ -82,6 +84,32 @@ inline thread_local Block* running = nullptr;
     abort();
 }
 
+// What a thread has of this library's variables that are each thread's own.
+struct OwnMemory {
+    char* begin = nullptr;
+    size_t bytes = 0;
+
+    static OwnMemory of_this_thread() {
+        OwnMemory own;
+        // Asked for before it is there, it is made.
+        own.begin = reinterpret_cast<char*>(&threadIdx);
+        dl_iterate_phdr(
+            [](dl_phdr_info* library, size_t, void* to) {
+                OwnMemory& own = *static_cast<OwnMemory*>(to);
+                char* begin = static_cast<char*>(library->dlpi_tls_data);
+                for (int i = 0; begin && i < library->dlpi_phnum; i++) {
+                    const auto& part = library->dlpi_phdr[i];
+                    if (part.p_type != PT_TLS || own.begin < begin || own.begin >= begin + part.p_memsz) continue;
+                    own = {begin, part.p_memsz};
+                    return 1;
+                }
+                return 0;
+            },
+            &own);
+        return own;
+    }
+};
+
 // The block that a worker runs; its memory serves all blocks of the worker.
 class Block {
 public:
@@ -104,8 +132,7 @@ public:
         alive_ = count_;
         waiting_ = 0;
         votes_ = {};
-        // Shared memory holds nothing at the start of a block: as NaN it shows when it is read nevertheless.
-        memset(shared_.data(), 0xff, shared_.size());
+        forget_shared();
         for (unsigned warp = 0; warp < warps_.size(); warp++) {
             unsigned lanes = std::min(LANES, count_ - warp * LANES);
             warps_[warp].waiting = 0;
@@ -118,12 +145,9 @@ public:
         }
         while (alive_ > 0) {
             bool any = false;
-            for (unsigned turn = 0; turn < count_; turn++) {
-                unsigned index = launch_.descending ? count_ - 1 - turn : turn;
-                if (threads_[index].state == State::Ready) {
-                    give_turn(index);
-                    any = true;
-                }
+            for (unsigned turn = 0; turn < warps_.size(); turn++) {
+                unsigned warp = launch_.descending ? unsigned(warps_.size()) - 1 - turn : turn;
+                while (give_turns(warp)) any = true;
             }
             if (!any) fail("dead-lock: a barrier that some threads of the block or warp never reach");
         }
@@ -200,6 +224,28 @@ private:
         return shown;
     }
 
+    // Shared memory holds nothing at the start of a block: as NaN it shows when it is read nevertheless. What is static is all this library has of
+    // the worker's own memory, but for CUDA's variables.
+    void forget_shared() {
+        memset(shared_.data(), 0xff, shared_.size());
+        auto [thread, block, size, blocks, self] = std::make_tuple(threadIdx, blockIdx, blockDim, gridDim, running);
+        memset(own_memory_.begin, 0xff, own_memory_.bytes);
+        threadIdx = thread, blockIdx = block, blockDim = size, gridDim = blocks, running = self;
+    }
+
+    // Each of the warp's threads that can go on does; whether any could.
+    bool give_turns(unsigned warp) {
+        unsigned lanes = std::min(LANES, count_ - warp * LANES);
+        bool any = false;
+        for (unsigned turn = 0; turn < lanes; turn++) {
+            unsigned index = warp * LANES + (launch_.descending ? lanes - 1 - turn : turn);
+            if (threads_[index].state != State::Ready) continue;
+            give_turn(index);
+            any = true;
+        }
+        return any;
+    }
+
     void give_turn(unsigned index) {
         Thread& thread = threads_[index];
         if (thread.stack < 0) {
@@ -272,6 +318,7 @@ private:
     std::vector<Stack> stacks_;
     std::vector<int> free_;
     std::vector<unsigned char> shared_;
+    OwnMemory own_memory_ = OwnMemory::of_this_thread();
     unsigned count_ = 0, current_ = 0, alive_ = 0, waiting_ = 0;
     Site site_;
     Votes votes_, result_;
@@ -282,7 +329,7 @@ inline void run(const Launch& launch, void (*kernel)(void*), void* arguments) {
     size_t blocks = size_t(launch.grid.x) * launch.grid.y * launch.grid.z;
     std::atomic<size_t> next{0};
     auto work = [&] {
-        static thread_local Block block;
+        Block block;
         running = &block;
         block.begin(launch, kernel, arguments);
         for (size_t i; (i = next.fetch_add(1)) < blocks;) {
@@ -291,9 +338,9 @@ inline void run(const Launch& launch, void (*kernel)(void*), void* arguments) {
         }
         running = nullptr;
     };
+    // None on the caller's thread, whose memory is not the executor's.
     std::vector<std::thread> workers;
-    for (unsigned i = 1; i < launch.workers && i < blocks; i++) workers.emplace_back(work);
-    work();
+    for (unsigned i = 0; i == 0 || (i < launch.workers && i < blocks); i++) workers.emplace_back(work);
     for (std::thread& worker : workers) worker.join();
 }
 

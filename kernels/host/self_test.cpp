@@ -25,6 +25,23 @@ __global__ void lacks_a_barrier(int* out) {
     out[blockIdx.x * 64 + threadIdx.x] = tile[63 - threadIdx.x];
 }
 
+// With a shuffle in the barrier's place, which orders the threads of a warp alone.
+__global__ void shuffles_for_a_barrier(int* out) {
+    __shared__ int tile[64];
+    tile[threadIdx.x] = int(blockIdx.x * 1000 + threadIdx.x);
+    int own = __shfl_sync(~0u, int(threadIdx.x), int(threadIdx.x % 32));
+    out[blockIdx.x * 64 + threadIdx.x] = tile[63 - own];
+}
+
+__global__ void reads_what_nobody_wrote(unsigned* out) {
+    __shared__ unsigned own[32];
+    DYNAMIC_SHARED(unsigned, asked_for);
+    unsigned* at = out + 64 * blockIdx.x + threadIdx.x;
+    at[0] = own[threadIdx.x], at[32] = asked_for[threadIdx.x];
+    // The next block finds nothing of it.
+    own[threadIdx.x] = asked_for[threadIdx.x] = 1;
+}
+
 __global__ void warp_sums(const int* in, int* sums) {
     int value = in[threadIdx.x];
     unsigned lanes = threadIdx.x / 32 == blockDim.x / 32 ? (1u << blockDim.x % 32) - 1 : ~0u;
@@ -137,6 +154,15 @@ void order_shows_a_missing_barrier() {
     launch<lacks_a_barrier>({{2}, {64}, 0, 1, false}, up.data());
     launch<lacks_a_barrier>({{2}, {64}, 0, 1, true}, down.data());
     check(up != down, "the order of threads shows a missing barrier");
+    launch<shuffles_for_a_barrier>({{2}, {64}, 0, 1, false}, up.data());
+    launch<shuffles_for_a_barrier>({{2}, {64}, 0, 1, true}, down.data());
+    check(up != down, "a shuffle in its place does not hide it");
+}
+
+void shared_memory_holds_nothing() {
+    std::vector<unsigned> out(4 * 64);
+    launch<reads_what_nobody_wrote>({{4}, {32}, 32 * sizeof(unsigned)}, out.data());
+    check(out == std::vector<unsigned>(4 * 64, ~0u), "shared memory holds nothing at the start of a block");
 }
 
 void warps() {
@@ -203,6 +229,7 @@ void refusals() {
 int main() {
     barriers();
     order_shows_a_missing_barrier();
+    shared_memory_holds_nothing();
     warps();
     exits();
     atomics();
