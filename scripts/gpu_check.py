@@ -33,7 +33,7 @@ def load(path: pathlib.Path):
 def conformance(log: str) -> dict:
     """Every test's outcome, and what the tests printed of how near they came."""
     tests = dict(re.findall(r"^test (\S+) \.\.\. (ok|FAILED|ignored)", log, re.MULTILINE))
-    announced = re.search(r"^running (\d+) tests?$", log, re.MULTILINE)
+    announced = re.findall(r"^running (\d+) tests?$", log, re.MULTILINE)
     # The largest difference of each comparison, and its tolerance.
     nearest: dict[str, list[float]] = {}
     for what, given, tolerance in re.findall(r"^(.+): within (\S+) of (\S+)$", log, re.MULTILINE):
@@ -42,7 +42,7 @@ def conformance(log: str) -> dict:
     return {
         "tests": tests,
         "differences": nearest,
-        "announced": int(announced[1]) if announced else None,
+        "announced": sum(map(int, announced)) if announced else None,
         "skipped": re.findall(r"^SKIPPED: (.*)$", log, re.MULTILINE),
         "panics": re.findall(r"^thread '([^']+)'.* panicked at [^\n]*\n([^\n]*)", log, re.MULTILINE),
     }

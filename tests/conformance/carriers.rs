@@ -1,12 +1,14 @@
 //! What carries kernels out on this machine.
+#![allow(unsafe_code)] // Hands launches on.
 
 use std::io::Write as _;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use diffnr::compute::Memory as _;
-use diffnr::compute::cuda::{CudaCompute, Driver, Executor, Launcher, Turns};
+use diffnr::compute::cuda::{Arguments, CudaCompute, Driver, Executor, LaunchShape, Launcher, Turns};
+use diffnr::compute::{ComputeError, Memory as _};
 
 use crate::stand_in;
 
@@ -94,13 +96,60 @@ fn carriers() -> &'static Result<Vec<Carrier>, String> {
 fn driver() -> Carrier {
     if let Some(index) = std::env::var_os("DIFFNR_DEVICE") {
         let index: usize = index.to_str().unwrap().parse().unwrap();
-        // Stays, and the device's context with it: else each test would make one anew, which takes longer than most of them.
-        std::mem::forget(Driver::new(index, 1 << 10).unwrap());
-        let make = move || -> Box<dyn Launcher> { Box::new(Driver::new(index, ARENA_BYTES).unwrap()) };
-        return Carrier { name: "driver", variants: vec![Box::new(make)] };
+        let variant = || -> Make { Box::new(move || Box::new(Lent::of(index))) };
+        // Twice the same, so that what hangs on the order of threads may show.
+        return Carrier { name: "driver", variants: vec![variant(), variant()] };
     }
     let make = || -> Box<dyn Launcher> { Box::new(stand_in::driver(0, ARENA_BYTES).unwrap()) };
     Carrier { name: "driver on its stand-in", variants: vec![Box::new(make)] }
+}
+
+/// A driver that is lent to a test and stays for the next one: to make it takes longer than most tests.
+struct Lent(Arc<Driver>);
+
+impl Lent {
+    fn of(index: usize) -> Self {
+        static DRIVERS: Mutex<Vec<Arc<Driver>>> = Mutex::new(Vec::new());
+        let mut drivers = DRIVERS.lock().unwrap_or_else(PoisonError::into_inner);
+        for driver in &mut *drivers {
+            if let Some(free) = Arc::get_mut(driver) {
+                free.empty().unwrap();
+                return Self(driver.clone());
+            }
+        }
+        let mut driver = Driver::new(index, ARENA_BYTES).unwrap();
+        driver.empty().unwrap();
+        drivers.push(Arc::new(driver));
+        Self(drivers[drivers.len() - 1].clone())
+    }
+}
+
+impl Launcher for Lent {
+    fn description(&self) -> String {
+        self.0.description()
+    }
+    fn allocate(&self, bytes: usize) -> Result<usize, ComputeError> {
+        self.0.allocate(bytes)
+    }
+    fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), ComputeError> {
+        self.0.copy_in(offset, from)
+    }
+    fn copy_out(&self, offset: usize, to: &mut [u8]) -> Result<(), ComputeError> {
+        self.0.copy_out(offset, to)
+    }
+    fn copy(&self, from: usize, to: usize, bytes: usize) -> Result<(), ComputeError> {
+        self.0.copy(from, to, bytes)
+    }
+    fn fill(&self, bytes: Range<usize>, pattern: u32) -> Result<(), ComputeError> {
+        self.0.fill(bytes, pattern)
+    }
+    unsafe fn launch(&self, kernel: &str, shape: LaunchShape, arguments: &Arguments) -> Result<(), ComputeError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.launch(kernel, shape, arguments) }
+    }
+    fn synchronize(&self) -> Result<(), ComputeError> {
+        self.0.synchronize()
+    }
 }
 
 /// The executor's library: that of `DIFFNR_KERNEL_EXECUTOR`, or built now by the C++ compiler (`CXX`, else `c++`).

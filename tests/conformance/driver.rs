@@ -39,6 +39,22 @@ fn each_good(test: &str, arena_bytes: usize, work: impl Fn(&dyn Launcher)) {
 }
 
 #[test]
+fn an_emptied_driver_is_as_a_new_one() {
+    on_the_stand_in("an emptied driver", || {
+        let mut driver = stand_in::driver(0, 4096).unwrap();
+        for value in [1.0, 2.0] {
+            let buffer = DeviceSlice::allocate(&driver, 900).unwrap();
+            assert_eq!(buffer.bytes().start, 0);
+            assert!(download(&driver, buffer).iter().all(|value| value.is_nan()));
+            // Under way still when the arena is taken back.
+            buffer.fill(&driver, value).unwrap();
+            driver.empty().unwrap();
+        }
+        assert!(driver.copy_out(0, &mut [0]).is_err());
+    });
+}
+
+#[test]
 fn work_takes_effect_in_the_order_in_which_it_is_asked_for() {
     each_good("the driver's order", 8 << 20, |launcher| {
         let n = 5000;

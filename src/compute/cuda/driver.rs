@@ -144,6 +144,16 @@ impl Driver {
         &self.facts
     }
 
+    /// Takes back everything that was handed out, for whoever is next; context and kernels stay. The arena holds nothing from now on: as floats, NaN.
+    ///
+    /// # Errors
+    /// [`ComputeError::Device`] where something failed before.
+    pub fn empty(&mut self) -> Result<(), ComputeError> {
+        self.synchronize()?;
+        self.arena = Arena::new(self.arena.bytes());
+        self.fill_at(self.memory.address(), u32::MAX, self.arena.bytes() / size_of::<u32>())
+    }
+
     /// Every call once, on memory beside the arena: what cannot work shows now, and what the driver sets up when it is first asked is there.
     fn try_everything(&self) -> Result<(), ComputeError> {
         let trial = self.memory.address() + self.arena.bytes().next_multiple_of(TRIAL_BYTES) as CUdeviceptr;
