@@ -20,7 +20,8 @@ extern "C" __global__ void __launch_bounds__(field::THREADS, 4)
                            const float* __restrict__ by_integrals, const float* __restrict__ scales,
                            unsigned long long* __restrict__ sums, unsigned* __restrict__ spoilt, float* __restrict__ partials) {
     __shared__ field::RayShared shared;
-    __shared__ float top[field::THREADS];
+    // Read four at a time.
+    __shared__ __align__(16) float top[field::THREADS];
     DYNAMIC_SHARED(float, room);
     field::stage_levels(field, levels, 0.0, 0.0, shared.levels);
     const float* weights = field::stage_network(field, network, room);

@@ -76,7 +76,8 @@ extern "C" __global__ void __launch_bounds__(field::THREADS, 4)
                             unsigned long long* __restrict__ sums, unsigned* __restrict__ spoilt, float* __restrict__ partials) {
     __shared__ field::RowShared shared;
     __shared__ field::LineShared lines;
-    __shared__ float top[field::THREADS];
+    // Read four at a time.
+    __shared__ __align__(16) float top[field::THREADS];
     DYNAMIC_SHARED(float, room);
     field::stage_levels(field, levels, grid.voxel_mm[2], grid.low_mm[2], shared.levels);
     const float* weights = field::stage_network(field, network, room);
