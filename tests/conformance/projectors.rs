@@ -73,6 +73,17 @@ fn sizes_about_a_block_are_as_on_the_cpu_and_adjoint() {
     });
 }
 
+/// More views than a block has threads, the first of which see nothing of the grid: what a block keeps of views is not taken anew while it is read.
+#[test]
+fn many_views_that_see_nothing_at_first() {
+    on_each("projectors, many views", |carrier| {
+        let beside = CircularOrbit { offset_u_mm: 900.0, ..orbit(9, 10, 150.0) };
+        let mut geometry = beside.over_arc(280, 0.1, TAU);
+        geometry.views.extend(orbit(9, 10, 150.0).over_arc(20, 0.1, TAU).views);
+        assert_projectors(carrier, "many views", &geometry, &grid([9, 10, 11], 100.0));
+    });
+}
+
 #[test]
 fn any_pose_and_grid() {
     on_each("projectors, any pose and grid", |carrier| {
