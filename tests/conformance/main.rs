@@ -23,6 +23,7 @@ mod optimisation;
 mod prebuilt;
 mod projectors;
 mod refusals;
+mod repairs;
 mod scans;
 mod slices;
 mod stand_in;
