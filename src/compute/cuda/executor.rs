@@ -54,7 +54,8 @@ pub struct Executor {
     memory: NonNull<u8>,
     launch: LaunchFunction,
     allow: MemoryFunction,
-    /// What was handed out; held by whoever touches the memory.
+    /// What was handed out; held by whoever touches the memory, but for those who were told an address and work there between operations
+    /// ([`super::super::Memory::address`]).
     buffers: Mutex<Vec<Range<usize>>>,
     /// The functions above live as long as it does.
     _library: libloading::Library,
