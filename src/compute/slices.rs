@@ -198,7 +198,7 @@ pub(super) fn check(
 ) -> Result<usize, ComputeError> {
     check_len(operation, "volume", volume, layout.voxels.iter().product())?;
     let of_each = images * layout.pixels();
-    let count = if of_each == 0 { 0 } else { slices / of_each };
+    let count = slices.checked_div(of_each).unwrap_or(0);
     check_len(operation, "slices", slices, count * of_each)?;
     Ok(count)
 }
