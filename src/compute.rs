@@ -18,8 +18,9 @@ pub mod gaussians;
 pub mod sart;
 pub mod total_variation;
 pub mod losses;
+pub mod slices;
 
-pub use buffer::{Buffer, Values, ValuesMut};
+pub use buffer::{Address, Buffer, Values, ValuesMut};
 
 use crate::error::{Classed, ErrorClass};
 use crate::geometry::{Detector, ScanGeometry, VolumeGrid};
@@ -144,6 +145,7 @@ pub trait Operations:
     + experts::ExpertsCompute
     + losses::LossCompute
     + elements::ElementCompute
+    + slices::SliceCompute
 {
 }
 
@@ -154,6 +156,7 @@ impl<T> Operations for T where
         + experts::ExpertsCompute
         + losses::LossCompute
         + elements::ElementCompute
+        + slices::SliceCompute
 {
 }
 
@@ -195,6 +198,14 @@ pub trait Memory: Send + Sync {
     /// [`ComputeError::Device`] where something failed since the last wait.
     fn finish(&self) -> Result<(), ComputeError> {
         Ok(())
+    }
+
+    /// Where values lie, if others can work on them there: between [`Memory::finish`] and the next operation, and only as long as the carrier lives.
+    fn address(&self, values: ValuesMut<'_>) -> Option<Address> {
+        match values {
+            ValuesMut::Host(values) => Some(Address::Host(values.as_mut_ptr().expose_provenance())),
+            ValuesMut::Device(..) => None,
+        }
     }
 
     /// Floats that a copy on the host of `len` values takes: none where buffers lie there themselves.

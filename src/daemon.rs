@@ -48,7 +48,7 @@ use crate::publish::{Carrier, Publisher, SharedWriter};
 use crate::reconstruct::ReconstructError;
 use crate::reconstruct::fdk::{FdkAccumulator, FdkPlan};
 use crate::reconstruct::optimise::{OptimiseError, Optimiser, Recipe};
-use crate::repair::RepairError;
+use crate::repair::{RepairError, SliceBuffers};
 use crate::supervise::{
     Event, OptimiseCounters, OptimiseProgress, OptimiseTelemetry, Rung, StatusReport, Supervision, is_alive,
 };
@@ -456,10 +456,16 @@ impl Daemon {
     }
 }
 
-/// What the optimisation takes of its device.
-pub(crate) fn take_optimisation(compute: &mut dyn Operations, recipe: &Recipe) -> Result<Optimiser, OptimiseError> {
-    recipe.prepare(compute)?;
-    recipe.optimiser(compute)
+/// What the optimisation and its repairs take of their device.
+pub(crate) fn take_optimisation<E: From<OptimiseError> + From<RepairError>>(
+    compute: &mut dyn Operations,
+    recipe: &Recipe,
+    repairs: Option<&RepairPlan>,
+) -> Result<(Optimiser, Option<SliceBuffers>), E> {
+    recipe.prepare(compute).map_err(OptimiseError::from)?;
+    let optimiser = recipe.optimiser(compute)?;
+    let slices = repairs.map(|repairs| SliceBuffers::take(compute, &repairs.manifest, &repairs.options));
+    Ok((optimiser, slices.transpose()?))
 }
 
 /// Starts the thread that optimises, has it rehearse, and says in words what it found.
@@ -472,7 +478,10 @@ fn start_optimisation(
 ) -> Result<(JoinHandle<Result<(), DaemonError>>, String), DaemonError> {
     let method = parts.recipe.method().name();
     let (supervision, handover) = (Arc::clone(&parts.supervision), Arc::clone(&parts.handover));
-    let (compute, optimiser) = device.ready(|compute| take_optimisation(compute, &parts.recipe))?;
+    let taken = |compute: &mut dyn Operations| -> Result<_, DaemonError> {
+        take_optimisation(compute, &parts.recipe, repairs.as_ref())
+    };
+    let (compute, (optimiser, slices)) = device.ready(taken)?;
     let (settings, optimised) = (settings.clone(), optimised.clone());
     let (ready, is_ready) = crossbeam::channel::bounded::<(Schedule, Cost)>(1);
     let thread = spawn("optimise", move || {
@@ -482,8 +491,10 @@ fn start_optimisation(
                 // as urgent as the frames is worse, but no reason to stop.
                 let _as_it_was = rustix::process::setpriority_process(None, NICE);
             });
-            let repairs = repairs.map(|plan| ScanRepairs::load(&plan, &settings)).transpose()?;
-            let mut optimisation = Optimisation::new(parts, repairs, &*compute, optimiser)?;
+            let repairs = repairs.as_ref().zip(slices);
+            let repairs = repairs.map(|(plan, slices)| ScanRepairs::load(plan, &settings, &*compute, slices));
+            let repairs = repairs.transpose()?;
+            let mut optimisation = Optimisation::new(parts, repairs, &*compute, optimiser);
             let Optimisation { optimiser, repairs, parts, .. } = &mut optimisation;
             let last = Arc::clone(&parts.last);
             let rehearsal = Rehearsal { compute: &*compute, optimiser, repairs: repairs.as_mut(), last: &last };

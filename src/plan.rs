@@ -156,10 +156,10 @@ impl Plan {
             let host = |(name, bytes): (&str, usize)| Buffer::new(name, bytes as u64, Place::Host);
             buffers.push(host(("reconstruct: views of the scan", ScanStore::bytes(views, detector))));
             buffers.push(host(("optimise: views handed over", Handover::bytes(views, detector))));
-            buffers.extend(of_optimisation(recipe, device, compute)?);
+            buffers.extend(of_optimisation(recipe, repairs.as_ref(), device, compute)?);
         }
         if let Some(repairs) = &repairs {
-            buffers.extend(repairs.buffers(views)?);
+            buffers.extend(repairs.buffers(views, device)?);
         }
         buffers.extend(Supervision::buffers());
         Ok(Self {
@@ -253,9 +253,16 @@ fn on_frame_path(fdk: &FdkPlan, device: &Device, compute: &dyn Operations) -> Re
 }
 
 /// Buffers of the optimisation, which has a carrier of its own, so that frames are never kept waiting by one of its operations.
-fn of_optimisation(recipe: &Recipe, device: &Device, compute: &dyn Operations) -> Result<Vec<Buffer>, PlanError> {
+fn of_optimisation(
+    recipe: &Recipe,
+    repairs: Option<&RepairPlan>,
+    device: &Device,
+    compute: &dyn Operations,
+) -> Result<Vec<Buffer>, PlanError> {
     if matches!(device, Device::Cuda(_)) {
-        let arena = device.arena_bytes(|compute| crate::daemon::take_optimisation(compute, recipe).map(drop))?;
+        let arena = device.arena_bytes(|compute| -> Result<(), PlanError> {
+            crate::daemon::take_optimisation(compute, recipe, repairs).map(drop)
+        })?;
         return Ok(beside_the_arena("optimise", arena, recipe.host_buffers()));
     }
     let named = |(name, bytes): (&str, usize)| {

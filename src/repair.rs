@@ -14,7 +14,8 @@
 //! | [`library`] | finds and loads ONNX Runtime, once a process |
 //! | [`providers`] | execution providers one by one, refusals kept, what really got the nodes |
 //! | [`probe`], [`gpu`] | what a machine has, without a model: for `diffnr doctor` |
-//! | [`session`] | the model in memory, its buffers, warm-up |
+//! | [`session`] | the model in memory, warm-up |
+//! | `runs` | the buffers of its runs, in the carrier's memory |
 //! | [`conditioning`] | the two views and the part of the body that a scan is known by |
 //! | [`volume`] | volume ▶ slices ▶ pseudo-reference |
 //!
@@ -32,8 +33,8 @@ pub mod manifest;
 pub mod probe;
 pub mod providers;
 mod raw;
+mod runs;
 pub mod session;
-mod slices;
 pub mod volume;
 mod watchdog;
 
@@ -41,8 +42,9 @@ pub use conditioning::Conditioning;
 pub use error::RepairError;
 pub use manifest::{Manifest, Plane};
 pub use providers::{Demand, Provider, Providers};
+pub use runs::SliceBuffers;
 pub use session::{Options, SliceFixer, WarmUp, shipped};
-pub use volume::{Repair, Repaired, Watch};
+pub use volume::{Given, Repair, Repaired, Watch};
 pub use watchdog::Ender;
 
 #[cfg(test)]

@@ -67,6 +67,7 @@ const CASES: [(&str, &str, Case); 10] = [
     ("elements of volumes", "256^3", volumes::elements),
     ("elements of views", "50 views of 512^2", views::elements),
     ("losses", "256^3, 8 views of 512^2", volumes::losses),
+    ("slices", "16 across 256^3 and 2 on either side", volumes::slices),
     ("variation and experts", "256^3, 24 experts", volumes::priors),
     ("gaussians, large", "50,000 of 3 voxels, 256^3, 4 views of 512^2", gaussians::large),
     ("gaussians, small", "2.3 million of 1 voxel, 256^3, 1 view of 512^2", gaussians::small),

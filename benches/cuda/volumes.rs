@@ -5,6 +5,7 @@ use diffnr::compute::experts::{Expert, Experts, ExpertsCompute as _, TAPS};
 use diffnr::compute::gaussians::{AdamStep, GaussianCompute as _};
 use diffnr::compute::losses::{ImageLoss, LossCompute as _, LossWorkload, VolumeSsimLoss};
 use diffnr::compute::sart::{CorrectionStep, SartCompute as _};
+use diffnr::compute::slices::{SliceBatch, SliceCompute as _, SliceLayout, WindowUnits};
 use diffnr::compute::total_variation::{TotalVariation, VariationCompute as _};
 use diffnr::compute::{Compute as _, ComputeError, Memory as _, Workload};
 
@@ -143,4 +144,43 @@ fn experts() -> Result<Experts, ComputeError> {
         Expert { taps, convex: [0.3, 0.1], saturating: [0.2, 0.3] }
     };
     Experts::new((0..EXPERTS).map(expert).collect(), vec![0.5, 2.0, 1.0, 0.25], 0.02)
+}
+
+/// A batch of slices between two neighbours on either side, and what it adds to mean and squares of a volume.
+pub(crate) fn slices(settings: &Settings, rows: &mut Vec<Row>) -> Result<(), ComputeError> {
+    const SLICES: usize = 16;
+    let grid = settings.size(grid(256), grid(16));
+    let batch = SliceBatch { first: 0, neighbours: 2, volumes: 1, volume: 0 };
+    let units = WindowUnits { scale: 50.0, offset: -1.0 };
+    let (n, of_slices) = (grid.len(), SLICES * grid.len() / grid.voxels[2]);
+    let scratch = settings.adviser()?.slice_scratch_bytes();
+    let mut compute = settings.carrier(3 * n + batch.channels() * of_slices, scratch)?;
+    compute.prepare_slices()?;
+    let (volume, mut mean, mut squares) =
+        (uneven(&compute, n, 0.02)?, uneven(&compute, n, 0.02)?, uneven(&compute, n, 0.02)?);
+    let mut slices = compute.buffer("slices", batch.channels() * of_slices)?;
+    for (axis, gather, add) in [
+        (0, "gather_slices across x", "add_slices across x"),
+        (1, "gather_slices across y", "add_slices across y"),
+        (2, "gather_slices across z", "add_slices across z"),
+    ] {
+        let layout = SliceLayout::across(axis, grid.voxels, 8);
+        // Those in the batch and two on either side are read, five images of each written.
+        let around = (SLICES + 2 * batch.neighbours) as f64 / SLICES as f64;
+        let cost = Cost::bytes(of_slices, 4.0 * (around + batch.channels() as f64));
+        settings.time(rows, &compute, (gather, cost), || {
+            compute.gather_slices(&layout, &batch, units, volume.values(), slices.values_mut())
+        })?;
+        settings.time(rows, &compute, (add, Cost::bytes(of_slices, 20.0)), || {
+            let of = slices.values().part(0..of_slices);
+            compute.add_slices(&layout, 0, 1, of, mean.values_mut(), squares.values_mut())
+        })?;
+    }
+    settings
+        .time(rows, &compute, ("farthest", Cost::sum(n, 4.0)), || compute.farthest(units, volume.values()).map(drop))?;
+    settings.time(rows, &compute, ("first_beyond", Cost::sum(n, 4.0)), || {
+        compute.first_beyond(1e9, volume.values()).map(drop)
+    })?;
+    settings
+        .time(rows, &compute, ("leave_window", Cost::bytes(n, 8.0)), || compute.leave_window(units, mean.values_mut()))
 }

@@ -21,6 +21,7 @@
 #include "../loss_image.cu"
 #include "../loss_volume.cu"
 #include "../sart.cu"
+#include "../slices.cu"
 #include "../sum.cu"
 #include "../total_variation.cu"
 #include "../values.cu"

@@ -19,6 +19,7 @@ use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
 use super::Failure;
+use crate::compute::ComputeError;
 use crate::compute::device::{Device, DeviceChoice};
 use crate::error::exit;
 use crate::formats::Scan;
@@ -295,6 +296,12 @@ fn coverage_json(coverage: &Coverage) -> Value {
         "tilt_rad": coverage.tilt_rad,
         "field_of_view": coverage.field_of_view,
     })
+}
+
+impl From<ComputeError> for Failure {
+    fn from(error: ComputeError) -> Self {
+        failure(error.into())
+    }
 }
 
 fn failure(error: ReconstructError) -> Failure {

@@ -10,13 +10,17 @@ use serde_json::json;
 
 use super::Failure;
 use crate::compute::cpu::CpuCompute;
+use crate::compute::{Values, ValuesMut};
 use crate::error::exit;
 use crate::formats::nifti::{self, CtVolume, Storage};
 use crate::formats::{self, FormatError, Scan, SceneScale, npy};
 use crate::geometry::VolumeGrid;
 use crate::reconstruct::ReconstructError;
 use crate::reconstruct::optimise::{OptimiseError, OptimiseSettings, ScanViews, Unexplained};
-use crate::repair::{Conditioning, Demand, Options, Plane, Repair, RepairError, SliceFixer, Watch, shipped};
+use crate::repair::{
+    Conditioning, Demand, Given, Manifest, Options, Plane, Repair, RepairError, Repaired, SliceBuffers, SliceFixer,
+    Watch, shipped,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -98,7 +102,8 @@ pub(super) fn code(error: &RepairError) -> u8 {
         RepairError::LibraryMissing { .. }
         | RepairError::Library { .. }
         | RepairError::LibraryTaken { .. }
-        | RepairError::Demanded { .. } => exit::DEVICE,
+        | RepairError::Demanded { .. }
+        | RepairError::Compute(_) => exit::DEVICE,
         RepairError::Input { field, .. } if ["planes", "batch", "threads"].contains(&field.as_str()) => exit::USAGE,
         RepairError::Run { .. } | RepairError::Output { .. } | RepairError::Late { .. } | RepairError::Interrupted => {
             exit::FAILURE
@@ -140,29 +145,37 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         ..Options::new([x, y, z])
     };
     let begin = Instant::now();
-    let mut fixer = SliceFixer::load(&model, &options).map_err(failure)?;
+    let manifest = Manifest::read(&model).map_err(failure)?;
+    let mut compute = CpuCompute::new(arguments.threads).map_err(RepairError::from).map_err(failure)?;
+    let buffers = SliceBuffers::take(&mut compute, &manifest, &options).map_err(failure)?;
+    let mut fixer = SliceFixer::load(manifest, &options, &compute, buffers).map_err(failure)?;
     let conditioning =
         Conditioning::of_scan(&scan.geometry, scan.projections.view(), &arguments.anatomy).map_err(failure)?;
     fixer.condition(&conditioning).map_err(failure)?;
     let load_s = begin.elapsed().as_secs_f64();
-    let warm = fixer.warm_up().map_err(failure)?;
+    let warm = fixer.warm_up(&compute).map_err(failure)?;
     if arguments.disagreement.is_some() && fixer.planes().len() < 2 {
         let message = "--disagreement needs more than one of --planes".into();
         return Err(Failure { message, code: exit::USAGE });
     }
-    let mut repair = Repair::new(&fixer, scale.mu_water_per_mm).map_err(failure)?;
+    let repair = Repair::new(scale.mu_water_per_mm).map_err(failure)?;
     let unexplained = if fixer.manifest().unexplained { volume.unexplained(arguments, &scan)? } else { Vec::new() };
+    let mut per_mm = vec![0.0; volume.per_mm.len()];
+    let mut disagreement_hu = vec![0.0; if fixer.planes().len() > 1 { volume.per_mm.len() } else { 0 }];
 
     let mut bar = Bar::new(fixer.slices());
     let begin = Instant::now();
     // Read in standard order.
     let values = volume.per_mm.as_slice().unwrap_or(&[]);
-    let repaired = repair.run(&mut fixer, values, &unexplained, None, &mut bar);
+    let given = Given { volume: Values::from(values), unexplained: Values::from(&unexplained) };
+    let repaired =
+        Repaired { per_mm: ValuesMut::from(&mut per_mm), disagreement_hu: ValuesMut::from(&mut disagreement_hu) };
+    let outcome = repair.run(&compute, &mut fixer, given, repaired, None, &mut bar);
     bar.0.finish_and_clear();
-    let repaired = repaired.map_err(failure)?;
+    outcome.map_err(failure)?;
     let repair_s = begin.elapsed().as_secs_f64();
-    let disagreement = repaired.disagreement_hu.map(mean);
-    volume.write(arguments, scale, repaired.per_mm, repaired.disagreement_hu)?;
+    let disagreement = (!disagreement_hu.is_empty()).then(|| mean(&disagreement_hu));
+    volume.write(arguments, scale, &per_mm, &disagreement_hu)?;
 
     let (manifest, providers) = (fixer.manifest(), fixer.providers());
     let slice_ms = 1000.0 * repair_s / fixer.slices() as f64;
@@ -303,7 +316,7 @@ impl Volume {
         arguments: &Arguments,
         scale: &SceneScale,
         repaired_per_mm: &[f32],
-        disagreement_hu: Option<&[f32]>,
+        disagreement_hu: &[f32],
     ) -> Result<(), Failure> {
         let output = |error: FormatError| Failure::new(exit::OUTPUT, &error);
         let shaped = |values: &[f32]| {
@@ -317,8 +330,8 @@ impl Volume {
             let hu = scale.volume_hu(repaired.view());
             nifti::write(&arguments.output, hu.view(), &self.voxel_to_world_mm, Storage::Float32).map_err(output)?;
         }
-        if let (Some(path), Some(values)) = (&arguments.disagreement, disagreement_hu) {
-            let values = shaped(values)?;
+        if let Some(path) = &arguments.disagreement {
+            let values = shaped(disagreement_hu)?;
             nifti::write(path, values.view(), &self.voxel_to_world_mm, Storage::Float32).map_err(output)?;
         }
         Ok(())

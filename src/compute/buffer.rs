@@ -108,6 +108,20 @@ impl Buffer {
     }
 }
 
+/// Where values lie, for others than the carrier's operations who can work on them there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Address {
+    /// In the host's memory.
+    Host(usize),
+    /// In the memory of a GPU.
+    Cuda {
+        /// Its index, as the driver counts.
+        device: usize,
+        /// Where in the memory of the device's primary context.
+        pointer: u64,
+    },
+}
+
 /// Values that an operation reads.
 #[derive(Debug, Clone, Copy)]
 pub enum Values<'a> {

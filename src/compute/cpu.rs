@@ -49,6 +49,7 @@ mod rays;
 mod sart;
 mod scratch;
 mod simd;
+mod slices;
 mod take_aperture;
 mod total_variation;
 mod weight_projections;

@@ -70,19 +70,19 @@ pub(super) struct Optimisation<'p> {
 }
 
 impl<'p> Optimisation<'p> {
-    /// Allocates what the repairs take.
+    /// Gives the run what repairs its volumes.
     pub(super) fn new(
         parts: OptimiseParts,
         repairs: Option<ScanRepairs>,
         compute: &'p dyn Operations,
         mut optimiser: Optimiser,
-    ) -> Result<Self, OptimiseError> {
+    ) -> Self {
         if let Some(repairs) = &repairs {
             let teller = Some((Arc::clone(&parts.supervision), Arc::clone(&parts.handover)));
-            optimiser.repair_with(compute, repairs.repairer(teller))?;
+            optimiser.repair_with(repairs.repairer(teller));
         }
         let schedule = Schedule::default();
-        Ok(Self { compute, optimiser, parts, schedule, repairs, early_done: None, reserve_ns: 0 })
+        Self { compute, optimiser, parts, schedule, repairs, early_done: None, reserve_ns: 0 }
     }
 
     /// Works off jobs until a stop.

@@ -208,11 +208,15 @@ pub struct Rehearsed {
 /// As the daemon's start, as far as the optimisation is concerned.
 pub fn rehearse_plan(settings: &Settings, device: &Device, plan: &Plan) -> Result<Option<Rehearsed>, DaemonError> {
     let (Some(recipe), Some(optimised)) = (&plan.recipe, &settings.optimised) else { return Ok(None) };
-    let (compute, mut optimiser) = device.ready(|compute| super::take_optimisation(compute, recipe))?;
+    let taken = |compute: &mut dyn Operations| -> Result<_, DaemonError> {
+        super::take_optimisation(compute, recipe, plan.repairs.as_ref())
+    };
+    let (compute, (mut optimiser, slices)) = device.ready(taken)?;
     let compute = &*compute;
-    let mut repairs = plan.repairs.as_ref().map(|plan| ScanRepairs::load(plan, settings)).transpose()?;
+    let repairs = plan.repairs.as_ref().zip(slices);
+    let mut repairs = repairs.map(|(plan, slices)| ScanRepairs::load(plan, settings, compute, slices)).transpose()?;
     if let Some(repairs) = &repairs {
-        optimiser.repair_with(compute, repairs.repairer(None))?;
+        optimiser.repair_with(repairs.repairer(None));
     }
     let last = Mutex::new(LastVolume::new(settings.grid.len()));
     let (cost, schedule) = compute.install(|| {

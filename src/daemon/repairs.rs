@@ -8,12 +8,13 @@ use firmware_bridge::slots::text_to;
 use ndarray::ArrayView2;
 
 use super::handover::Handover;
+use crate::compute::{Operations, Values, ValuesMut};
 use crate::config::{OptimisedSettings, Settings};
 use crate::geometry::ScanGeometry;
 use crate::plan::RepairPlan;
 use crate::reconstruct::optimise::{AugmentSettings, NotRepaired, Repairer, ScanViews, SliceFixing};
 use crate::repair::conditioning::biplanar;
-use crate::repair::{Conditioning, Ender, RepairError, SliceFixer};
+use crate::repair::{Conditioning, Ender, RepairError, SliceBuffers, SliceFixer};
 use crate::supervise::{Event, RepairCounters, RunRepairs, SliceFixerTelemetry, Supervision};
 
 /// A repair may take so many times what it took in the rehearsal, where the settings do not say how long.
@@ -40,9 +41,14 @@ pub(super) struct ScanRepairs {
 
 impl ScanRepairs {
     /// Loads the model and warms it up.
-    pub(super) fn load(plan: &RepairPlan, settings: &Settings) -> Result<Self, RepairError> {
-        let mut fixer = SliceFixer::load(&plan.manifest.path, &plan.options)?;
-        let warm = fixer.warm_up()?;
+    pub(super) fn load(
+        plan: &RepairPlan,
+        settings: &Settings,
+        compute: &dyn Operations,
+        buffers: SliceBuffers,
+    ) -> Result<Self, RepairError> {
+        let mut fixer = SliceFixer::load(plan.manifest.clone(), &plan.options, compute, buffers)?;
+        let warm = fixer.warm_up(compute)?;
         let asked = settings.optimised.as_ref().and_then(|optimised| optimised.slice_fixer.as_ref()?.deadline_ms);
         let estimate = warm.slice * fixer.slices() as u32;
         let limit = asked.map_or_else(|| patience(estimate), Duration::from_millis);
@@ -173,13 +179,14 @@ impl Repairer for Told {
 
     fn repair(
         &mut self,
-        volume: &[f32],
-        unexplained: &[f32],
-        reference: &mut [f32],
+        compute: &dyn Operations,
+        volume: Values<'_>,
+        unexplained: Values<'_>,
+        reference: ValuesMut<'_>,
         interrupts: &dyn Fn() -> bool,
     ) -> Result<(), NotRepaired> {
         let began = Instant::now();
-        let outcome = lock(&self.fixing).repair(volume, unexplained, reference, interrupts);
+        let outcome = lock(&self.fixing).repair(compute, volume, unexplained, reference, interrupts);
         let took = began.elapsed();
         let Some((supervision, handover)) = &self.teller else { return outcome };
         let run = {

@@ -1,9 +1,10 @@
 //! The repairs of a run: which model, where, when, and what they take.
 
 use super::{Buffer, Place, PlanError, Step};
+use crate::compute::device::Device;
 use crate::config::{OptimisedSettings, RunBudget, Settings};
 use crate::reconstruct::optimise::AugmentSettings;
-use crate::repair::{Manifest, Options, Plane, Repair, RepairError};
+use crate::repair::{Manifest, Options, Plane, RepairError, SliceBuffers};
 
 /// What repairs volumes, known from the model's manifest before it is loaded.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,14 +42,19 @@ impl RepairPlan {
         &self.manifest.anatomies[self.manifest.anatomy_index(&self.anatomy)]
     }
 
-    /// Every buffer. What ONNX Runtime takes for the values between its nodes comes on top: it alone knows.
-    pub(super) fn buffers(&self, views: usize) -> Result<Vec<Buffer>, RepairError> {
+    /// Every buffer but those in the arena of a GPU's carrier. What ONNX Runtime takes for the values between its nodes comes on top: it alone knows.
+    pub(super) fn buffers(&self, views: usize, device: &Device) -> Result<Vec<Buffer>, RepairError> {
         let host = |name: &str, bytes: usize| Buffer::new(format!("repair: {name}"), bytes as u64, Place::Host);
         let model = self.manifest.condition.file_bytes()? + self.manifest.repair.file_bytes()?;
+        let slices = match device {
+            Device::Cpu { .. } => "slices in and out",
+            // Which provider runs is known when the model is loaded.
+            Device::Cuda(_) => "slices in and out on the host, unless ONNX Runtime runs on the same GPU",
+        };
         Ok(vec![
             Buffer::new("repair: model, as ONNX Runtime keeps it at least", model, Place::Host),
-            host("slices in and out, projections, context", self.options.buffer_bytes(&self.manifest)),
-            host("mean and spread over the planes", Repair::bytes(self.options.voxels, self.options.planes.len())),
+            host(slices, SliceBuffers::bytes(&self.manifest, &self.options)?),
+            host("projections, context, places of slices", self.options.told_bytes(&self.manifest)),
             host("angles of the views", Self::angle_bytes(views)),
         ])
     }

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use super::{Plane, Provider};
+use crate::compute::ComputeError;
 use crate::error::{Classed, ErrorClass};
 
 /// What went wrong, and what to change.
@@ -130,6 +131,9 @@ pub enum RepairError {
     /// Whoever watches asked for the end.
     #[error("SliceFixer was interrupted")]
     Interrupted,
+    /// An operation of the carrier.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
 }
 
 impl Classed for RepairError {

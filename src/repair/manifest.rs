@@ -16,6 +16,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::RepairError;
+use crate::compute::slices::WindowUnits;
 use raw::{Dimension, RawGraph, RawManifest, RawValue};
 
 /// Version of the manifest that is understood.
@@ -62,13 +63,13 @@ impl Plane {
         }
     }
 
-    /// Which of a volume's axes (0: x, 1: y, 2: z) run across the slices, along their rows' index, and along their columns'.
+    /// Which of a volume's axes (0: x, 1: y, 2: z) its slices stand across.
     #[must_use]
-    pub fn axes(self) -> [usize; 3] {
+    pub fn axis(self) -> usize {
         match self {
-            Self::Axial => [2, 1, 0],
-            Self::Coronal => [1, 2, 0],
-            Self::Sagittal => [0, 2, 1],
+            Self::Axial => 2,
+            Self::Coronal => 1,
+            Self::Sagittal => 0,
         }
     }
 }
@@ -89,11 +90,11 @@ pub struct HuWindow {
 }
 
 impl HuWindow {
-    /// `unit = scale * mu + offset` for attenuations in 1/mm: `[scale, offset]`.
+    /// Window units of attenuations in 1/mm.
     #[must_use]
-    pub fn of_attenuation(&self, mu_water_per_mm: f64) -> [f64; 2] {
+    pub fn of_attenuation(&self, mu_water_per_mm: f64) -> WindowUnits {
         let per_hu = 2.0 / (self.high_hu - self.low_hu);
-        [1000.0 / mu_water_per_mm * per_hu, (-1000.0 - self.low_hu) * per_hu - 1.0]
+        WindowUnits { scale: 1000.0 / mu_water_per_mm * per_hu, offset: (-1000.0 - self.low_hu) * per_hu - 1.0 }
     }
 }
 

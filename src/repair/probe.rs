@@ -31,8 +31,14 @@ pub fn probe(library: &Library, provider: Provider) -> Result<(), String> {
 }
 
 fn run(library: &Library, provider: Provider) -> Result<(), RepairError> {
-    let setting =
-        Setting { model_sha256: [0; 32], cache_folder: None, profiles: None, channels: 1, context: [1, SIDE] };
+    let setting = Setting {
+        model_sha256: [0; 32],
+        cache_folder: None,
+        profiles: None,
+        channels: 1,
+        context: [1, SIDE],
+        device: 0,
+    };
     let (mut session, _) =
         through_the_chain(library, 1, Demand::Only(provider), Path::new("probe.onnx"), GRAPH, &setting)?;
     let failed = |error: ort::Error| RepairError::run(&error);

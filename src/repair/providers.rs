@@ -122,6 +122,12 @@ impl Providers {
         self.registered.iter().any(|provider| *provider != Provider::Cpu)
     }
 
+    /// Whether who really got nodes works in the memory of the driver's own context.
+    pub(super) fn run_on_cuda(&self) -> bool {
+        let there = |provider: &Provider| self.assigned.iter().any(|(name, _)| name == provider.name());
+        [Provider::TensorRt, Provider::Cuda].iter().any(there)
+    }
+
     /// Reads back who got which nodes.
     pub(super) fn read_back(&mut self, session: &Session) -> Result<(), RepairError> {
         let nodes = raw::nodes_by_provider(session).map_err(|reason| RepairError::Run { reason })?;
@@ -161,6 +167,8 @@ pub(super) struct Setting<'a> {
     pub(super) channels: usize,
     /// Shape of the context.
     pub(super) context: [usize; 2],
+    /// Index of the GPU: the one that the carrier is on, where it is on one.
+    pub(super) device: i32,
 }
 
 impl Setting<'_> {
@@ -203,7 +211,7 @@ pub(super) fn register(
         Provider::Cuda => {
             // Trying out algorithms by time, and TF32's 10 bits, would give other bits from run to run and from GPU to GPU.
             let cuda = ep::CUDA::default()
-                .with_device_id(0)
+                .with_device_id(setting.device)
                 .with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Heuristic)
                 .with_tf32(false);
             registered(&cuda, builder)
@@ -216,7 +224,8 @@ fn registered(provider: &impl ExecutionProvider, mut builder: SessionBuilder) ->
 }
 
 fn tensorrt(builder: SessionBuilder, library: &Library, setting: &Setting<'_>) -> Result<SessionBuilder, String> {
-    let mut tensorrt = ep::TensorRT::default().with_device_id(0).with_fp16(true).with_layer_norm_fp32_fallback(true);
+    let mut tensorrt =
+        ep::TensorRT::default().with_device_id(setting.device).with_fp16(true).with_layer_norm_fp32_fallback(true);
     if let (Some(min), Some(opt), Some(max)) = (setting.shapes(0), setting.shapes(1), setting.shapes(2)) {
         tensorrt = tensorrt.with_profile_min_shapes(min).with_profile_opt_shapes(opt).with_profile_max_shapes(max);
     }

@@ -1,5 +1,5 @@
-//! Calls of ONNX Runtime's interface that the crate `ort` lacks: which execution provider got which nodes (API 24), and a run that allocates
-//! nothing.
+//! Calls of ONNX Runtime's interface that the crate `ort` lacks: which execution provider got which nodes (API 24), tensors over memory that is somebody
+//! else's, and a run that allocates nothing.
 
 #![allow(unsafe_code)] // See above: they take and give raw pointers.
 
@@ -8,7 +8,11 @@ use std::ffi::{CStr, c_char};
 use std::ptr;
 
 use ort::AsPointer;
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, NoSelectedOutputs, RunOptions, Session};
+use ort::value::{Shape, TensorRefMut};
+
+use crate::compute::Address;
 
 /// The session's option that makes ONNX Runtime keep the division.
 pub(super) const OPTION: &str = "session.record_ep_graph_assignment_info";
@@ -48,6 +52,34 @@ pub(super) fn nodes_by_provider(session: &Session) -> Result<Vec<(String, usize)
         *nodes.entry(name).or_default() += length;
     }
     Ok(nodes.into_iter().collect())
+}
+
+/// A tensor over the memory at an address, which it does not own.
+///
+/// # Safety
+/// There are as many floats, as long as the tensor is used, and nobody else works on them meanwhile.
+pub(super) unsafe fn tensor_at<const N: usize>(
+    address: Address,
+    shape: [usize; N],
+) -> ort::Result<TensorRefMut<'static, f32>> {
+    let (device, index, pointer) = match address {
+        Address::Host(pointer) => (AllocationDevice::CPU, 0, pointer),
+        Address::Cuda { device, pointer } => (AllocationDevice::CUDA, device as i32, pointer as usize),
+    };
+    let info = MemoryInfo::new(device, index, AllocatorType::Device, MemoryType::Default)?;
+    let shape = Shape::new(shape.map(|size| size as i64));
+    // SAFETY: the caller's promise; memory of the device is not touched here.
+    unsafe { TensorRefMut::from_raw(info, ptr::with_exposed_provenance_mut(pointer), shape) }
+}
+
+/// Binds an input where it lies. `ort`'s own call would bind a copy of a tensor that does not own its memory.
+pub(super) fn bind_input(
+    binding: &mut IoBinding,
+    name: &CStr,
+    tensor: &TensorRefMut<'static, f32>,
+) -> Result<(), String> {
+    // SAFETY: all three live; the binding keeps the tensor, and its memory is what `tensor_at` was promised.
+    check(unsafe { (ort::api().BindInput)(binding.ptr_mut(), name.as_ptr(), tensor.ptr()) })
 }
 
 /// Runs a session on what is bound to it. `ort`'s own call wraps each output anew, which allocates; here outputs are read where they were

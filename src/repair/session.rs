@@ -14,9 +14,11 @@ use super::conditioning::{self, Conditioning};
 use super::library::{self, Library};
 use super::manifest::{Manifest, Plane};
 use super::providers::{self, Demand, Provider, Providers, Setting};
-use super::slices::Layout;
+use super::runs::{self, Bound, Runs, SliceBuffers};
 use super::watchdog::{Ender, Watchdog};
 use super::{RepairError, raw};
+use crate::compute::slices::{SliceBatch, SliceLayout, WindowUnits};
+use crate::compute::{Address, Operations, Values};
 
 /// Folder of models, in place of `models` beside the working directory and the executable.
 pub const MODELS_VARIABLE: &str = "DIFFNR_MODELS";
@@ -80,14 +82,26 @@ impl Options {
     /// Slices of the planes chosen: what a whole repair runs.
     #[must_use]
     pub fn slices(&self) -> usize {
-        self.planes.iter().map(|plane| self.voxels[plane.axes()[0]]).sum()
+        self.planes.iter().map(|plane| self.voxels[plane.axis()]).sum()
     }
 
-    /// Bytes that a model of this manifest binds ([`SliceFixer::buffer_bytes`]) once it is loaded.
+    /// Bytes that a model of this manifest is told by: projections, context, which slices; what it works on is in [`SliceBuffers`].
     #[must_use]
-    pub fn buffer_bytes(&self, manifest: &Manifest) -> usize {
-        let planes = self.planes.iter().map(|plane| layout(*plane, self, manifest));
-        bound_bytes(manifest, planes.map(|(_, layout, batch)| (layout, batch)))
+    pub fn told_bytes(&self, manifest: &Manifest) -> usize {
+        told_bytes(manifest) + self.layouts(manifest).map(|(_, _, batch)| runs::told_bytes(batch)).sum::<usize>()
+    }
+
+    /// Each plane, how its slices lie, and how many are run at once: they are divided evenly into as few runs as `batch` allows.
+    pub(super) fn layouts<'a>(
+        &'a self,
+        manifest: &Manifest,
+    ) -> impl Iterator<Item = (Plane, SliceLayout, usize)> + use<'a> {
+        let multiple = manifest.multiple;
+        self.planes.iter().map(move |&plane| {
+            let layout = SliceLayout::across(plane.axis(), self.voxels, multiple);
+            let runs = layout.slices().div_ceil(self.batch);
+            (plane, layout, layout.slices().div_ceil(runs))
+        })
     }
 
     /// Refuses options that cannot work.
@@ -113,22 +127,6 @@ impl Options {
     }
 }
 
-/// Buffers of one plane, bound to the repairing session.
-#[derive(Debug)]
-pub(super) struct Bound {
-    pub(super) plane: Plane,
-    pub(super) layout: Layout,
-    /// Slices of a run.
-    pub(super) batch: usize,
-    /// `[batch][channel][row][column]`, window units.
-    slices: Tensor<f32>,
-    index: Tensor<i64>,
-    height: Tensor<f32>,
-    /// `[batch][1][row][column]`.
-    repaired: Tensor<f32>,
-    binding: IoBinding,
-}
-
 /// A model that is ready to run. Buffers are allocated when it is loaded; runs allocate nothing of ours.
 #[derive(Debug)]
 pub struct SliceFixer {
@@ -145,17 +143,21 @@ pub struct SliceFixer {
     conditioned: bool,
     repairer: Session,
     watchdog: Watchdog,
-    bound: Vec<Bound>,
+    runs: Runs,
 }
 
 impl SliceFixer {
-    /// Loads a model: the folder with its `manifest.toml`, that file, or the repair graph beside it.
+    /// Loads the model of a manifest, to work on buffers that were taken for it.
     ///
     /// # Errors
     /// Any [`RepairError`] of class stop.
-    pub fn load(model: &Path, options: &Options) -> Result<Self, RepairError> {
+    pub fn load(
+        manifest: Manifest,
+        options: &Options,
+        compute: &dyn Operations,
+        mut buffers: SliceBuffers,
+    ) -> Result<Self, RepairError> {
         options.check()?;
-        let manifest = Manifest::read(model)?;
         let options = &options.of_model(&manifest)?;
         let (condition, repair) = (manifest.condition.bytes()?, manifest.repair.bytes()?);
         let library = library::load(options.onnxruntime.as_deref())?;
@@ -166,70 +168,50 @@ impl SliceFixer {
         // A few milliseconds, once a scan: not worth an engine.
         let conditioner = commit(&mut builder(&library, threads)?, &manifest.condition.path, &condition)?;
         manifest.condition.check(&conditioner)?;
-        let layouts: Vec<(Plane, Layout, usize)> =
-            options.planes.iter().map(|plane| layout(*plane, options, &manifest)).collect();
         let setting = Setting {
             model_sha256: manifest.repair.sha256,
             cache_folder: options.cache_folder.as_deref(),
-            profiles: Some(profiles(&layouts)),
+            profiles: Some(profiles(options, &manifest)),
             channels: manifest.channels(),
             context: manifest.context,
+            device: match buffers.addresses(compute) {
+                Some([Address::Cuda { device, .. }, _]) => device as i32,
+                _ => 0,
+            },
         };
         let (repairer, providers) =
             through_the_chain(&library, threads, options.demand, &manifest.repair.path, &repair, &setting)?;
         manifest.repair.check(&repairer)?;
+        let failed = |error: ort::Error| RepairError::run(&error);
+        let context = context(&manifest).map_err(failed)?;
+        let runs = Runs::bind(compute, buffers, (&manifest, options), (&repairer, &providers), &context)?;
         tracing::info!(
             model = manifest.name,
             onnxruntime = library.version,
             providers = providers.log_text(),
+            in_place = runs.in_place(),
             "SliceFixer loaded"
         );
-        let failed = |error: ort::Error| RepairError::run(&error);
-        Self::bind(manifest, library, (options, threads), (conditioner, repairer, providers), &layouts).map_err(failed)
+        Self::told((manifest, context), library, (options, threads), conditioner, (repairer, providers, runs))
+            .map_err(failed)
     }
 
-    fn bind(
-        manifest: Manifest,
+    /// Binds what a scan is told by.
+    fn told(
+        (manifest, mut context): (Manifest, Tensor<f32>),
         onnxruntime: Library,
         (options, threads): (&Options, usize),
-        (conditioner, repairer, providers): (Session, Session, Providers),
-        layouts: &[(Plane, Layout, usize)],
+        conditioner: Session,
+        (repairer, providers, runs): (Session, Providers, Runs),
     ) -> ort::Result<Self> {
         let [rows, columns] = manifest.projection;
-        let [tokens, width] = manifest.context;
-        let allocator = Allocator::default();
         let projections = Tensor::from_array(([1, 2, rows, columns], vec![0.0_f32; 2 * rows * columns]))?;
         let anatomy = Tensor::from_array(([1_usize], vec![0_i64]))?;
-        let mut context = Tensor::<f32>::new(&allocator, [1, tokens, width])?;
-        context.extract_tensor_mut().1.fill(0.0);
         let mut conditioner_binding = conditioner.create_binding()?;
         conditioner_binding.bind_input("projections", &projections)?;
         conditioner_binding.bind_input("anatomy", &anatomy)?;
         conditioner_binding.bind_output("context", &mut context)?;
-        let channels = manifest.channels();
-        let bound = layouts
-            .iter()
-            .map(|&(plane, layout, batch)| {
-                let [rows, columns] = layout.padded;
-                let index = manifest.planes.iter().position(|known| *known == plane).unwrap_or(0) as i64;
-                let slices = vec![0.0_f32; batch * channels * rows * columns];
-                let mut repaired = Tensor::<f32>::new(&allocator, [batch, 1, rows, columns])?;
-                let mut binding = repairer.create_binding()?;
-                binding.bind_output("repaired", &mut repaired)?;
-                let bound = Bound {
-                    plane,
-                    layout,
-                    batch,
-                    slices: Tensor::from_array(([batch, channels, rows, columns], slices))?,
-                    index: Tensor::from_array(([batch], vec![index; batch]))?,
-                    height: Tensor::from_array(([batch], vec![0.5_f32; batch]))?,
-                    repaired,
-                    binding,
-                };
-                Ok(bound)
-            })
-            .collect::<ort::Result<Vec<Bound>>>()?;
-        let mut fixer = Self {
+        Ok(Self {
             manifest,
             onnxruntime,
             providers,
@@ -243,22 +225,8 @@ impl SliceFixer {
             conditioned: false,
             repairer,
             watchdog: Watchdog::new()?,
-            bound,
-        };
-        for place in 0..fixer.bound.len() {
-            fixer.bind_inputs(place)?;
-        }
-        Ok(fixer)
-    }
-
-    /// Binds a plane's inputs. On the CPU the session reads our buffers themselves from then on; another device gets a copy at each call.
-    fn bind_inputs(&mut self, place: usize) -> ort::Result<()> {
-        let bound = &mut self.bound[place];
-        bound.binding.bind_input("slices", &bound.slices)?;
-        bound.binding.bind_input("context", &self.context)?;
-        bound.binding.bind_input("plane", &bound.index)?;
-        bound.binding.bind_input("height", &bound.height)?;
-        Ok(())
+            runs,
+        })
     }
 
     /// What the model takes and gives.
@@ -293,19 +261,25 @@ impl SliceFixer {
 
     /// Planes that it repairs along.
     pub fn planes(&self) -> impl ExactSizeIterator<Item = Plane> + '_ {
-        self.bound.iter().map(|bound| bound.plane)
+        self.runs.bound.iter().map(|bound| bound.plane)
     }
 
     /// Slices of all planes: what a whole repair runs.
     #[must_use]
     pub fn slices(&self) -> usize {
-        self.bound.iter().map(|bound| bound.layout.size[0]).sum()
+        self.runs.bound.iter().map(|bound| bound.layout.slices()).sum()
     }
 
     /// Bytes of the buffers that are bound to the sessions; what ONNX Runtime takes for itself comes on top.
     #[must_use]
     pub fn buffer_bytes(&self) -> usize {
-        bound_bytes(&self.manifest, self.bound.iter().map(|bound| (bound.layout, bound.batch)))
+        self.runs.bytes() + told_bytes(&self.manifest)
+    }
+
+    /// Whether its runs work on the carrier's memory itself, not on copies on the host.
+    #[must_use]
+    pub fn in_place(&self) -> bool {
+        self.runs.in_place()
     }
 
     /// The model's view of a scan, `[token][width]`; zero until [`SliceFixer::condition`] was called.
@@ -352,19 +326,19 @@ impl SliceFixer {
     ///
     /// # Errors
     /// [`RepairError::Run`].
-    pub fn warm_up(&mut self) -> Result<WarmUp, RepairError> {
+    pub fn warm_up(&mut self, compute: &dyn Operations) -> Result<WarmUp, RepairError> {
         let begin = Instant::now();
         let mut last = Duration::ZERO;
         let mut slices = 0;
-        for place in 0..self.bound.len() {
+        for place in 0..self.runs.bound.len() {
             // The same whatever was run before.
-            self.bound[place].height.extract_tensor_mut().1.fill(0.5);
+            self.runs.heights(place).fill(0.5);
             for run in 0..WARM_UP_RUNS {
                 let begin = Instant::now();
-                self.run(place)?;
+                self.run(compute, place)?;
                 if run + 1 == WARM_UP_RUNS {
                     last += begin.elapsed();
-                    slices += self.bound[place].batch;
+                    slices += self.runs.bound[place].batch;
                 }
             }
         }
@@ -372,25 +346,27 @@ impl SliceFixer {
     }
 
     pub(super) fn bound(&self) -> &[Bound] {
-        &self.bound
+        &self.runs.bound
     }
 
     /// Repairs the slices of a plane from `first` on, as many as its batch holds; gives `[slice][row][column]`, padded.
     pub(super) fn repair_batch(
         &mut self,
+        compute: &dyn Operations,
         place: usize,
         first: usize,
-        volumes: &[(&[f32], [f64; 2])],
-    ) -> Result<&[f32], RepairError> {
-        let neighbours = self.manifest.neighbours;
-        let bound = &mut self.bound[place];
-        let layout = bound.layout;
-        layout.gather(volumes, first, neighbours, bound.slices.extract_tensor_mut().1);
-        for (n, height) in bound.height.extract_tensor_mut().1.iter_mut().enumerate() {
-            *height = layout.height((first + n).min(layout.size[0] - 1));
+        volumes: &[(Values<'_>, WindowUnits)],
+    ) -> Result<Values<'_>, RepairError> {
+        let layout = self.runs.bound[place].layout;
+        for (volume, (values, units)) in volumes.iter().enumerate() {
+            let batch = SliceBatch { first, neighbours: self.manifest.neighbours, volumes: volumes.len(), volume };
+            compute.gather_slices(&layout, &batch, *units, *values, self.runs.slices(place))?;
         }
-        self.run(place)?;
-        Ok(self.bound[place].repaired.extract_tensor().1)
+        for (n, height) in self.runs.heights(place).iter_mut().enumerate() {
+            *height = layout.height((first + n).min(layout.slices() - 1));
+        }
+        self.run(compute, place)?;
+        Ok(self.runs.repaired(place))
     }
 
     /// What ends a repair from another thread, where its [`super::Watch`] then says that it is to leave off.
@@ -404,26 +380,25 @@ impl SliceFixer {
         self.watchdog.arm(deadline).map_err(|error| RepairError::run(&error))
     }
 
-    fn run(&mut self, place: usize) -> Result<(), RepairError> {
-        let failed = |error: ort::Error| RepairError::run(&error);
-        if self.providers.copies_inputs() {
-            self.bind_inputs(place).map_err(failed)?;
-        }
-        let binding = &self.bound[place].binding;
-        raw::run(&mut self.repairer, binding, self.watchdog.options()).map_err(|reason| RepairError::Run { reason })?;
-        binding.synchronize_outputs().map_err(failed)
+    fn run(&mut self, compute: &dyn Operations, place: usize) -> Result<(), RepairError> {
+        let (repairer, options) = (&mut self.repairer, self.watchdog.options());
+        self.runs.run(compute, place, &self.context, |binding| raw::run(repairer, binding, options))
     }
 }
 
-/// Bytes of the buffers that are bound to the sessions: slices and repaired slices of each plane's batch, projections, context.
-fn bound_bytes(manifest: &Manifest, planes: impl Iterator<Item = (Layout, usize)>) -> usize {
-    let images = |(layout, batch): (Layout, usize)| {
-        let pixels = layout.padded[0] * layout.padded[1];
-        batch * (pixels * (manifest.channels() + 1) * 4 + 12)
-    };
+/// Bytes of projections, anatomy and context.
+fn told_bytes(manifest: &Manifest) -> usize {
     let [rows, columns] = manifest.projection;
     let [tokens, width] = manifest.context;
-    planes.map(images).sum::<usize>() + 4 * (2 * rows * columns + tokens * width) + 8
+    4 * (2 * rows * columns + tokens * width) + 8
+}
+
+/// The context of a scan that nothing is known of.
+fn context(manifest: &Manifest) -> ort::Result<Tensor<f32>> {
+    let [tokens, width] = manifest.context;
+    let mut context = Tensor::<f32>::new(&Allocator::default(), [1, tokens, width])?;
+    context.extract_tensor_mut().1.fill(0.0);
+    Ok(context)
 }
 
 /// What a warm-up took.
@@ -435,22 +410,16 @@ pub struct WarmUp {
     pub slice: Duration,
 }
 
-/// The slices of a plane are divided evenly into as few runs as `batch` allows.
-fn layout(plane: Plane, options: &Options, manifest: &Manifest) -> (Plane, Layout, usize) {
-    let layout = Layout::of(plane, options.voxels, manifest.multiple);
-    let runs = layout.size[0].div_ceil(options.batch);
-    (plane, layout, layout.size[0].div_ceil(runs))
-}
-
 /// Smallest, usual (the first plane's) and largest shapes.
-fn profiles(layouts: &[(Plane, Layout, usize)]) -> [[usize; 3]; 3] {
-    let shape = |(_, layout, batch): &(Plane, Layout, usize)| [*batch, layout.padded[0], layout.padded[1]];
-    let mut profiles = [layouts.first().map_or([1; 3], shape); 3];
-    for shape in layouts.iter().map(shape) {
-        for (axis, size) in shape.into_iter().enumerate() {
-            profiles[0][axis] = profiles[0][axis].min(size);
-            profiles[2][axis] = profiles[2][axis].max(size);
-        }
+fn profiles(options: &Options, manifest: &Manifest) -> [[usize; 3]; 3] {
+    let shapes = || {
+        let shape = |(_, layout, batch): (Plane, SliceLayout, usize)| [batch, layout.padded()[0], layout.padded()[1]];
+        options.layouts(manifest).map(shape)
+    };
+    let mut profiles = [shapes().next().unwrap_or([1; 3]); 3];
+    for (axis, size) in shapes().flat_map(|shape| shape.into_iter().enumerate()) {
+        profiles[0][axis] = profiles[0][axis].min(size);
+        profiles[2][axis] = profiles[2][axis].max(size);
     }
     profiles
 }

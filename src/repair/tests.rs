@@ -3,11 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use ndarray::Array2;
 use tempfile::TempDir;
 
 use super::*;
+use crate::compute::cpu::CpuCompute;
+use crate::compute::{Values, ValuesMut};
 
 mod contract;
 mod faults;
@@ -52,6 +55,41 @@ fn changed(repair: &str, change: impl FnOnce(String) -> String) -> TempDir {
 /// Two views of 8 x 9 pixels.
 fn views() -> [Array2<f32>; 2] {
     [1.0, -0.5].map(|factor| Array2::from_shape_fn((8, 9), |(v, u)| factor * (v as f32 + 0.1 * (u * u) as f32)))
+}
+
+/// A model on the CPU, and its carrier.
+struct Loaded {
+    compute: CpuCompute,
+    fixer: SliceFixer,
+}
+
+impl Loaded {
+    fn new(model: &Path, options: &Options) -> Result<Self, RepairError> {
+        let (manifest, mut compute) = (Manifest::read(model)?, CpuCompute::new(2)?);
+        let buffers = SliceBuffers::take(&mut compute, &manifest, options)?;
+        let fixer = SliceFixer::load(manifest, options, &compute, buffers)?;
+        Ok(Self { compute, fixer })
+    }
+
+    fn warm_up(&mut self) -> WarmUp {
+        self.fixer.warm_up(&self.compute).unwrap()
+    }
+
+    /// The volume repaired, 1/mm, and how far the planes disagree, HU.
+    fn repair(
+        &mut self,
+        volume: &[f32],
+        deadline: Option<Instant>,
+        watch: &mut dyn Watch,
+    ) -> Result<[Vec<f32>; 2], RepairError> {
+        let mut repaired = [volume.to_vec(), volume.to_vec()];
+        let [per_mm, disagreement_hu] = repaired.each_mut().map(ValuesMut::from);
+        let given = Given { volume: Values::from(volume), unexplained: Values::Host(&[]) };
+        let into = Repaired { per_mm, disagreement_hu };
+        let repair = Repair::new(MU_WATER_PER_MM).unwrap();
+        repair.run(&self.compute, &mut self.fixer, given, into, deadline, watch)?;
+        Ok(repaired)
+    }
 }
 
 fn conditioned(fixer: &mut SliceFixer, anatomy: &str) {

@@ -5,6 +5,8 @@
 use std::time::Instant;
 
 use super::{RepairError, SliceFixer};
+use crate::compute::slices::WindowUnits;
+use crate::compute::{Operations, Values, ValuesMut};
 
 /// A repaired value may lie this many times as far from the window's middle as its edges, or as the farthest of the volume's own values
 /// where that is farther. A model repairs; it does not invent metal.
@@ -25,31 +27,36 @@ impl Watch for () {
     fn at(&mut self, _: usize, _: usize) {}
 }
 
-/// Buffers of a repair: the mean over the planes and their spread.
-#[derive(Debug)]
-pub struct Repair {
-    voxels: [usize; 3],
-    mu_water_per_mm: f64,
-    mean: Vec<f32>,
-    /// Sums of squared deviations, later standard deviations; empty for one plane.
-    spread: Vec<f32>,
+/// What is repaired, `[x][y][z]`, in the memory of the model's carrier.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    /// Attenuation in 1/mm.
+    pub volume: Values<'a>,
+    /// What the scan says and the volume does not, likewise; it may be empty where the manifest does not ask for it.
+    pub unexplained: Values<'a>,
 }
 
-/// A repaired volume, `[x][y][z]` as the volume that was given.
-#[derive(Debug, Clone, Copy)]
+/// Where a repaired volume is put, `[x][y][z]`, in the memory of the model's carrier. What a repair that failed leaves there means nothing.
+#[derive(Debug)]
 pub struct Repaired<'a> {
     /// Attenuation in 1/mm: the mean of the planes.
-    pub per_mm: &'a [f32],
-    /// Standard deviation over the planes in HU, where there is more than one.
-    pub disagreement_hu: Option<&'a [f32]>,
+    pub per_mm: ValuesMut<'a>,
+    /// Standard deviation over the planes in HU; empty where nobody asks.
+    pub disagreement_hu: ValuesMut<'a>,
+}
+
+/// Repairs volumes of one scale.
+#[derive(Debug, Clone, Copy)]
+pub struct Repair {
+    mu_water_per_mm: f64,
 }
 
 impl Repair {
-    /// Buffers for the volumes and planes of a model.
+    /// Repairs volumes whose water is `mu_water_per_mm`.
     ///
     /// # Errors
     /// [`RepairError::Input`] for an attenuation of water that is none.
-    pub fn new(fixer: &SliceFixer, mu_water_per_mm: f64) -> Result<Self, RepairError> {
+    pub fn new(mu_water_per_mm: f64) -> Result<Self, RepairError> {
         if !(mu_water_per_mm.is_finite() && mu_water_per_mm > 1e-9 && mu_water_per_mm < 1e9) {
             return Err(RepairError::input(
                 "mu_water_per_mm",
@@ -57,61 +64,45 @@ impl Repair {
                 "must be an attenuation in 1/mm above 0",
             ));
         }
-        let voxels = fixer.voxels();
-        let count = voxels.iter().product();
-        let spread = if fixer.planes().len() > 1 { vec![0.0; count] } else { Vec::new() };
-        Ok(Self { voxels, mu_water_per_mm, mean: vec![0.0; count], spread })
+        Ok(Self { mu_water_per_mm })
     }
 
-    /// Bytes of the buffers for so many voxels and planes.
-    #[must_use]
-    pub fn bytes(voxels: [usize; 3], planes: usize) -> usize {
-        size_of::<f32>() * voxels.iter().product::<usize>() * planes.min(2)
-    }
-
-    /// Bytes of the buffers.
-    #[must_use]
-    pub fn buffer_bytes(&self) -> usize {
-        size_of_val(&self.mean[..]) + size_of_val(&self.spread[..])
-    }
-
-    /// Repairs a volume in 1/mm, `[x][y][z]`; `unexplained` is what the scan says and the volume does not, likewise, and is not looked at (it may be empty)
-    /// where the manifest does not ask for it. Nothing is given unless every slice of every plane is there, in time and sound: a run that
-    /// is still going at the deadline is ended (between two nodes of the graph).
+    /// Repairs a volume. Nothing is given unless every slice of every plane is there, in time and sound: a run that is still going at the deadline is
+    /// ended (between two nodes of the graph).
     ///
     /// # Errors
     /// [`RepairError::Input`] for a volume of another shape, with values that are no numbers, or before the scan's conditioning;
-    /// [`RepairError::Output`], [`RepairError::Late`], [`RepairError::Interrupted`], [`RepairError::Run`].
+    /// [`RepairError::Output`], [`RepairError::Late`], [`RepairError::Interrupted`], [`RepairError::Run`], [`RepairError::Compute`].
     pub fn run(
-        &mut self,
+        &self,
+        compute: &dyn Operations,
         fixer: &mut SliceFixer,
-        volume: &[f32],
-        unexplained: &[f32],
-        deadline: Option<Instant>,
-        watch: &mut dyn Watch,
-    ) -> Result<Repaired<'_>, RepairError> {
-        fixer.allow_until(deadline)?;
-        let outcome = self.all_planes(fixer, (volume, unexplained), deadline, watch);
-        // Runs that are not a repair's have no deadline.
-        fixer.allow_until(None)?;
-        outcome?;
-        let disagreement_hu = (!self.spread.is_empty()).then_some(&self.spread[..]);
-        Ok(Repaired { per_mm: &self.mean, disagreement_hu })
-    }
-
-    fn all_planes(
-        &mut self,
-        fixer: &mut SliceFixer,
-        (volume, unexplained): (&[f32], &[f32]),
+        given: Given<'_>,
+        repaired: Repaired<'_>,
         deadline: Option<Instant>,
         watch: &mut dyn Watch,
     ) -> Result<(), RepairError> {
-        if fixer.voxels() != self.voxels || fixer.planes().len() > 1 && self.spread.is_empty() {
-            let given = format!("{:?}", fixer.voxels());
-            return Err(RepairError::input("model", given, "is not the one that this repair was made for"));
-        }
-        if volume.len() != self.mean.len() {
-            let wanted = format!("must be {:?}", self.voxels);
+        fixer.allow_until(deadline)?;
+        let outcome = self.all_planes(compute, fixer, given, repaired, deadline, watch);
+        // Runs that are not a repair's have no deadline.
+        fixer.allow_until(None)?;
+        outcome
+    }
+
+    fn all_planes(
+        &self,
+        compute: &dyn Operations,
+        fixer: &mut SliceFixer,
+        given: Given<'_>,
+        repaired: Repaired<'_>,
+        deadline: Option<Instant>,
+        watch: &mut dyn Watch,
+    ) -> Result<(), RepairError> {
+        let Given { volume, unexplained } = given;
+        let Repaired { per_mm: mut mean, disagreement_hu: mut squares } = repaired;
+        let voxels = fixer.voxels();
+        if volume.len() != voxels.iter().product::<usize>() {
+            let wanted = format!("must be {voxels:?}");
             return Err(RepairError::input("volume", format!("{} voxels", volume.len()), wanted));
         }
         let sees_unexplained = fixer.manifest().unexplained;
@@ -127,88 +118,71 @@ impl Repair {
             return Err(RepairError::input("scan", "(none)", "the model must be conditioned on it first"));
         }
         let window = fixer.manifest().window;
-        let to_unit = window.of_attenuation(self.mu_water_per_mm);
-        let limit = self.limit("volume", volume, to_unit)?;
-        let seen = [(volume, to_unit), (unexplained, [to_unit[0], 0.0])];
+        let units = window.of_attenuation(self.mu_water_per_mm);
+        let limit = limit(compute, "volume", voxels, volume, units)?;
+        let seen = [(volume, units), (unexplained, WindowUnits { offset: 0.0, ..units })];
         let seen = if sees_unexplained { &seen[..] } else { &seen[..1] };
         if sees_unexplained {
-            self.limit("unexplained", unexplained, to_unit)?;
+            self::limit(compute, "unexplained", voxels, unexplained, units)?;
         }
         let (slices, mut done) = (fixer.slices(), 0);
         let late = |done: usize| match deadline {
             Some(deadline) if Instant::now() >= deadline => Err(RepairError::Late { done, slices }),
             _ => Ok(()),
         };
-        for place in 0..fixer.bound().len() {
+        let planes = fixer.bound().len();
+        for place in 0..planes {
             let bound = &fixer.bound()[place];
             let (plane, layout, batch) = (bound.plane, bound.layout, bound.batch);
-            for first in (0..layout.size[0]).step_by(batch) {
+            for first in (0..layout.slices()).step_by(batch) {
                 late(done)?;
                 if watch.interrupts() {
                     return Err(RepairError::Interrupted);
                 }
-                let count = batch.min(layout.size[0] - first);
+                let count = batch.min(layout.slices() - first);
                 // A run that was ended fails like any other; the clock says why, or whoever watches.
-                let repaired = match fixer.repair_batch(place, first, seen) {
+                let repaired = match fixer.repair_batch(compute, place, first, seen) {
                     Err(RepairError::Run { .. }) if late(done).is_err() => return late(done),
                     Err(RepairError::Run { .. }) if watch.interrupts() => return Err(RepairError::Interrupted),
-                    outcome => outcome?,
+                    outcome => outcome?.part(0..count * layout.pixels()),
                 };
-                let pixels = layout.padded[0] * layout.padded[1];
-                let wrong = |value: &f32| value.is_nan() || value.abs() > limit;
-                if let Some(at) = repaired[..count * pixels].iter().position(wrong) {
-                    return Err(RepairError::Output { plane, slice: first + at / pixels, value: repaired[at], limit });
+                if let Some(at) = compute.first_beyond(limit, repaired)? {
+                    let value = value(compute, repaired, at)?;
+                    return Err(RepairError::Output { plane, slice: first + at / layout.pixels(), value, limit });
                 }
-                self.add(place, |take| layout.scatter(repaired, first, count, take));
+                compute.add_slices(&layout, first, place, repaired, mean.reborrow(), squares.reborrow())?;
                 done += count;
                 watch.at(done, slices);
             }
         }
         // A repair that ends late is late.
         late(done)?;
-        let planes = fixer.bound().len();
-        let half_width_hu = 0.5 * (window.high_hu - window.low_hu);
-        let [scale, offset] = to_unit;
-        for value in &mut self.mean {
-            *value = ((f64::from(*value) - offset) / scale) as f32;
-        }
-        for value in &mut self.spread {
-            *value = (half_width_hu * (f64::from(*value) / planes as f64).sqrt()) as f32;
-        }
-        Ok(())
+        compute.leave_window(units, mean)?;
+        Ok(compute.deviations(0.5 * (window.high_hu - window.low_hu), planes, squares)?)
     }
+}
 
-    /// Largest magnitude in window units that is taken; refuses volumes that are no numbers.
-    fn limit(&self, name: &str, volume: &[f32], [scale, offset]: [f64; 2]) -> Result<f32, RepairError> {
-        let mut farthest = 1.0_f32;
-        for (at, value) in volume.iter().enumerate() {
-            if !value.is_finite() {
-                let [_, ny, nz] = self.voxels;
-                let place = format!("{name}[{}, {}, {}]", at / (ny * nz), at / nz % ny, at % nz);
-                return Err(RepairError::input(place, value, "must be finite"));
-            }
-            farthest = farthest.max((scale * f64::from(*value) + offset).abs() as f32);
-        }
-        Ok(LARGEST * farthest)
+/// Largest magnitude in window units that is taken; refuses volumes that are no numbers.
+fn limit(
+    compute: &dyn Operations,
+    name: &str,
+    [_, ny, nz]: [usize; 3],
+    volume: Values<'_>,
+    units: WindowUnits,
+) -> Result<f32, RepairError> {
+    let farthest = compute.farthest(units, volume)?;
+    if !farthest.is_finite()
+        && let Some(at) = compute.first_beyond(f32::MAX, volume)?
+    {
+        let place = format!("{name}[{}, {}, {}]", at / (ny * nz), at / nz % ny, at % nz);
+        return Err(RepairError::input(place, value(compute, volume, at)?, "must be finite"));
     }
+    Ok(LARGEST * farthest.max(1.0))
+}
 
-    /// Takes the values of one more plane into mean and spread (Welford: nothing large is subtracted from anything large).
-    fn add(&mut self, place: usize, each: impl FnOnce(&mut dyn FnMut(usize, f32))) {
-        let (mean, spread) = (&mut self.mean, &mut self.spread);
-        if place == 0 {
-            each(&mut |at, value| {
-                mean[at] = value;
-                if let Some(spread) = spread.get_mut(at) {
-                    *spread = 0.0;
-                }
-            });
-        } else {
-            let count = (place + 1) as f32;
-            each(&mut |at, value| {
-                let away = value - mean[at];
-                mean[at] += away / count;
-                spread[at] += away * (value - mean[at]);
-            });
-        }
-    }
+/// One of the values.
+fn value(compute: &dyn Operations, values: Values<'_>, at: usize) -> Result<f32, RepairError> {
+    let mut value = [0.0];
+    compute.read(values.part(at..at + 1), &mut value)?;
+    Ok(value[0])
 }

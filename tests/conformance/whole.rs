@@ -7,7 +7,7 @@ use diffnr::compute::cpu::CpuCompute;
 use diffnr::compute::cuda::CudaCompute;
 use diffnr::compute::gaussians::{CHANNELS, GaussianArrays, GaussianWorkload};
 use diffnr::compute::sart::AlgebraicCompute;
-use diffnr::compute::{Compute as _, ComputeError, Memory as _, Operations, Values};
+use diffnr::compute::{Compute as _, ComputeError, Memory as _, Operations, Values, ValuesMut};
 use diffnr::geometry::{CircularOrbit, ScanGeometry, VolumeGrid};
 use diffnr::reconstruct::asd_pocs::{AsdPocs, AsdPocsPlan, AsdPocsSettings};
 use diffnr::reconstruct::fdk::{FdkAccumulator, FdkPlan, FdkSettings};
@@ -175,7 +175,7 @@ fn optimised(
     let recipe = Recipe::new(geometry, grid, &settings, method).unwrap();
     recipe.prepare(compute).unwrap();
     let mut optimiser = recipe.optimiser(compute).unwrap();
-    optimiser.repair_with(compute, Box::new(Smooths)).unwrap();
+    optimiser.repair_with(Box::new(Smooths));
     optimiser.load(compute, &line_integrals(geometry)).unwrap();
     optimiser.begin(compute, None, &Unobserved).unwrap();
     let outcome = optimiser.run(compute, Budget::Iterations(8), &mut Unobserved).unwrap();
@@ -195,14 +195,14 @@ impl Repairer for Smooths {
 
     fn repair(
         &mut self,
-        volume: &[f32],
-        unexplained: &[f32],
-        reference: &mut [f32],
+        compute: &dyn Operations,
+        volume: Values<'_>,
+        unexplained: Values<'_>,
+        mut reference: ValuesMut<'_>,
         _: &dyn Fn() -> bool,
     ) -> Result<(), NotRepaired> {
-        for ((reference, value), unexplained) in reference.iter_mut().zip(volume).zip(unexplained) {
-            *reference = value + 0.1 * unexplained;
-        }
+        compute.copy(volume, reference.reborrow()).unwrap();
+        compute.add_scaled(0.1, unexplained, reference).unwrap();
         Ok(())
     }
 }

@@ -242,10 +242,10 @@ fn the_plan_says_when_what_is_repaired_and_what_that_takes() {
     ] {
         assert!(words.contains(part), "{part}: {words}");
     }
-    // Two volumes of float32, for mean and spread.
+    // Four slices of 32 x 32 pixels with padding, of float32: three images of each in, one out.
     let buffers = json(&output)["buffers"].clone();
-    let spread = buffers.as_array().unwrap().iter().find(|b| b["name"] == "repair: mean and spread over the planes");
-    assert_eq!(spread.unwrap()["bytes"], 2 * 4 * 32 * 28 * 24);
+    let slices = buffers.as_array().unwrap().iter().find(|b| b["name"] == "repair: slices in and out");
+    assert_eq!(slices.unwrap()["bytes"], 4 * 4 * 32 * 32 * (3 + 1));
     let by_deadline = plan("deadline_s = 60.0", &[]);
     expect_code(&by_deadline, 0);
     let words = String::from_utf8_lossy(&by_deadline.stdout).into_owned();

@@ -9,11 +9,13 @@ use serde_json::json;
 use super::machine::{Memory, Processor, SharedMemory, lockable_bytes};
 use super::{Check, Need, State};
 use crate::compute::ComputeError;
-use crate::compute::cpu::SimdLevel;
+use crate::compute::cpu::{CpuCompute, SimdLevel};
 use crate::compute::cuda::{self, DeviceFacts};
 use crate::config::format_bytes;
 use crate::repair::library::{self, Library};
-use crate::repair::{Demand, Manifest, Options, Plane, Provider, RepairError, SliceFixer, gpu, probe, shipped};
+use crate::repair::{
+    Demand, Manifest, Options, Plane, Provider, RepairError, SliceBuffers, SliceFixer, gpu, probe, shipped,
+};
 
 /// A ring and slots for 256^3 voxels fit well into this.
 const COMFORTABLE_SHARED_BYTES: u64 = 512 << 20;
@@ -262,7 +264,10 @@ fn tried(path: &Path, onnxruntime: Option<&Path>) -> Result<f64, RepairError> {
         onnxruntime: onnxruntime.map(Path::to_path_buf),
         ..Options::new([TRIED_SIDE; 3])
     };
-    Ok(1000.0 * SliceFixer::load(path, &options)?.warm_up()?.slice.as_secs_f64())
+    let (manifest, mut compute) = (Manifest::read(path)?, CpuCompute::new(1)?);
+    let buffers = SliceBuffers::take(&mut compute, &manifest, &options)?;
+    let mut fixer = SliceFixer::load(manifest, &options, &compute, buffers)?;
+    Ok(1000.0 * fixer.warm_up(&compute)?.slice.as_secs_f64())
 }
 
 /// A plan against this machine.

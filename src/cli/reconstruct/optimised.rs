@@ -8,10 +8,11 @@ use super::experiments::Varied;
 use super::slice_fixer;
 use super::working_scale::WorkingScale;
 use super::{Arguments, Job, Method, Reconstructed, failure, memory};
-use crate::cli::Failure;
+use crate::cli::{Failure, repair};
 use crate::error::exit;
 use crate::geometry::VolumeGrid;
 use crate::reconstruct::optimise::{self, Budget, EarlyStart, OptimiseError, OptimiseSettings, Recipe, ScanViews};
+use crate::repair::SliceBuffers;
 use crate::represent::field::FieldPlan;
 use crate::represent::gaussians::GaussianPlan;
 
@@ -132,7 +133,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let (geometry, grid) = (scale.geometry(&job.scan.geometry), scale.grid(&job.grid));
     let (mut settings, method) = chosen(arguments, &grid)?;
     settings.augment = arguments.slice_fixer.settings()?;
-    let fixing = arguments.slice_fixer.load(job)?;
+    let asked = arguments.slice_fixer.asked(job)?;
     let iterations = arguments.iterations.map_or(optimise::USUAL_ITERATIONS, |n| n as usize);
     let deadline = match options.deadline {
         Some(seconds) if !(seconds > 0.0 && seconds < 1e6) => {
@@ -153,16 +154,19 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     drop(planner);
     memory::check(&job.device, &recipe.buffers(), scratch_bytes, &grid, "use a smaller --size or fewer --gaussians")?;
     let mut buffers = recipe.buffers();
-    let ready = job.device.ready(|compute| {
-        recipe.prepare(compute)?;
-        recipe.optimiser(compute)
+    let ready = job.device.ready(|compute| -> Result<_, Failure> {
+        recipe.prepare(compute).map_err(failure)?;
+        let optimiser = recipe.optimiser(compute).map_err(refused)?;
+        let slices = asked.as_ref().map(|(manifest, options)| SliceBuffers::take(compute, manifest, options));
+        Ok((optimiser, slices.transpose().map_err(repair::failure)?))
     });
-    let (compute, mut optimiser) = ready.map_err(refused)?;
+    let (compute, (mut optimiser, slices)) = ready?;
     let compute = &*compute;
-    let fixing_facts = match fixing {
-        Some((fixing, facts)) => {
-            buffers.push(("SliceFixer's slices and volumes", fixing.buffer_bytes()));
-            optimiser.repair_with(compute, Box::new(fixing)).map_err(failure)?;
+    let fixing_facts = match asked.zip(slices) {
+        Some((asked, slices)) => {
+            let (fixing, facts) = arguments.slice_fixer.load(job, asked, compute, slices)?;
+            buffers.push(("SliceFixer's slices", fixing.buffer_bytes()));
+            optimiser.repair_with(Box::new(fixing));
             Some(facts)
         }
         None => None,

@@ -6,9 +6,12 @@ use serde_json::{Value, json};
 
 use super::{Failure, Job};
 use crate::cli::repair::{failure, plane};
+use crate::compute::Operations;
 use crate::error::exit;
 use crate::reconstruct::optimise::{AugmentSettings, Repairs, SliceFixing};
-use crate::repair::{Conditioning, Demand, Options as RepairOptions, Plane, SliceFixer, shipped};
+use crate::repair::{
+    Conditioning, Demand, Manifest, Options as RepairOptions, Plane, SliceBuffers, SliceFixer, shipped,
+};
 
 /// Options of the repairs.
 #[derive(Debug, clap::Args)]
@@ -102,11 +105,10 @@ impl Options {
         }))
     }
 
-    /// The model, told of the scan and warm; with what the result says of it.
-    pub(super) fn load(&self, job: &Job<'_>) -> Result<Option<(SliceFixing, Value)>, Failure> {
+    /// The model's manifest, and how it is to be run.
+    pub(super) fn asked(&self, job: &Job<'_>) -> Result<Option<(Manifest, RepairOptions)>, Failure> {
         let Some(model) = self.model()? else { return Ok(None) };
-        let scan = job.scan;
-        if !scan.scale.is_absolute {
+        if !job.scan.scale.is_absolute {
             return Err(Failure {
                 message: "--slice-fixer: the scan states no absolute scale (mu_water_per_mm), and SliceFixer sees slices in HU".into(),
                 code: exit::INPUT,
@@ -118,11 +120,23 @@ impl Options {
         if !self.repair_planes.is_empty() {
             options.planes.clone_from(&self.repair_planes);
         }
-        let mut fixer = SliceFixer::load(&model, &options).map_err(failure)?;
+        Ok(Some((Manifest::read(&model).map_err(failure)?, options)))
+    }
+
+    /// The model, told of the scan and warm; with what the result says of it.
+    pub(super) fn load(
+        &self,
+        job: &Job<'_>,
+        (manifest, options): (Manifest, RepairOptions),
+        compute: &dyn Operations,
+        buffers: SliceBuffers,
+    ) -> Result<(SliceFixing, Value), Failure> {
+        let scan = job.scan;
+        let mut fixer = SliceFixer::load(manifest, &options, compute, buffers).map_err(failure)?;
         let anatomy = self.anatomy.as_deref().unwrap_or("other");
         let conditioning = Conditioning::of_scan(&scan.geometry, scan.projections.view(), anatomy).map_err(failure)?;
         fixer.condition(&conditioning).map_err(failure)?;
-        fixer.warm_up().map_err(failure)?;
+        fixer.warm_up(compute).map_err(failure)?;
         let (manifest, providers) = (fixer.manifest(), fixer.providers());
         let facts = json!({
             "model": manifest.name,
@@ -131,9 +145,10 @@ impl Options {
             "slices": fixer.slices(),
             "provider": providers.header_text(),
             "onnxruntime": fixer.onnxruntime().version,
+            "in_place": fixer.in_place(),
         });
         let fixing = SliceFixing::new(fixer, scan.scale.mu_water_per_mm).map_err(failure)?;
-        Ok(Some((fixing, facts)))
+        Ok((fixing, facts))
     }
 }
 

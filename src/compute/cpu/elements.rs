@@ -42,7 +42,7 @@ impl Memory for CpuCompute {
 
 impl CpuCompute {
     /// Runs `work` on tasks of `out` beside those of `inputs`.
-    fn each<const N: usize>(
+    pub(super) fn each<const N: usize>(
         &self,
         operation: &'static str,
         inputs: [Values<'_>; N],

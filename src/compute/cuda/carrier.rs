@@ -5,13 +5,13 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::super::cpu::ramp_filter::RampFilter;
-use super::super::{Buffer, Compute, ComputeError, Memory, ProjectionWeights, Values, ValuesMut, Workload};
+use super::super::{Address, Buffer, Compute, ComputeError, Memory, ProjectionWeights, Values, ValuesMut, Workload};
 use super::field_operations::FieldRoom;
 use super::gaussian_operations::GaussiansRoom;
 use super::record_cache::RecordCache;
 use super::{
-    DeviceSlice, DeviceSum, DeviceWeights, ExpertsTable, FilterTable, ImageLossSums, Launcher, ScanTable, ViewRecord,
-    VolumeSsimRoom, sart, total_variation,
+    DeviceSlice, DeviceSum, DeviceWeights, ExpertsTable, FilterTable, ImageLossSums, Launcher, ScanTable, SliceRoom,
+    ViewRecord, VolumeSsimRoom, sart, total_variation,
 };
 use crate::compute::experts::Experts;
 use crate::geometry::{Detector, ScanGeometry, VolumeGrid};
@@ -42,6 +42,7 @@ pub(super) struct State {
     experts: Option<(Experts, ExpertsTable)>,
     pub(super) gaussians: Option<GaussiansRoom>,
     pub(super) field: Option<FieldRoom>,
+    pub(super) slices: Option<SliceRoom>,
 }
 
 impl std::fmt::Debug for CudaCompute {
@@ -136,6 +137,10 @@ impl Memory for CudaCompute {
 
     fn finish(&self) -> Result<(), ComputeError> {
         self.launcher.synchronize()
+    }
+
+    fn address(&self, values: ValuesMut<'_>) -> Option<Address> {
+        self.launcher.address_of(values.device("address").ok()?.bytes().start)
     }
 
     fn copy_len(&self, len: usize) -> usize {

@@ -25,7 +25,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUdeviceptr, CUfunction, CUfunction_attribute};
 
-use super::super::ComputeError;
+use super::super::{Address, ComputeError};
 use super::launcher::MOST_ARGUMENTS;
 use super::{Arena, Arguments, LaunchShape, Launcher};
 use facts::{attribute, checked, device_error, handle, start};
@@ -338,6 +338,10 @@ impl Launcher for Driver {
 
     fn allocate(&self, bytes: usize) -> Result<usize, ComputeError> {
         self.arena.take("cuda", bytes)
+    }
+
+    fn address_of(&self, offset: usize) -> Option<Address> {
+        Some(Address::Cuda { device: self.facts.index, pointer: self.address(offset..offset).ok()? })
     }
 
     fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), ComputeError> {

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Mutex;
 
-use super::super::ComputeError;
+use super::super::{Address, ComputeError};
 use super::{Arena, Arguments, LaunchShape, Launcher};
 
 /// Version of the library's functions (`kernels/host/library.cpp`).
@@ -54,7 +54,8 @@ pub struct Executor {
     memory: NonNull<u8>,
     launch: LaunchFunction,
     allow: MemoryFunction,
-    /// What was handed out; held by whoever touches the memory.
+    /// What was handed out; held by whoever touches the memory, but for those who were told an address and work there between operations
+    /// ([`super::super::Memory::address`]).
     buffers: Mutex<Vec<Range<usize>>>,
     /// The functions above live as long as it does.
     _library: libloading::Library,
@@ -149,6 +150,10 @@ impl Launcher for Executor {
             unsafe { (self.allow)(self.memory.as_ptr().add(offset).cast(), bytes) };
         });
         Ok(offset)
+    }
+
+    fn address_of(&self, offset: usize) -> Option<Address> {
+        Some(Address::Host(self.address(offset..offset).ok()?.expose_provenance()))
     }
 
     fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), ComputeError> {

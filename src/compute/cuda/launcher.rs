@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 
-use super::super::ComputeError;
+use super::super::{Address, ComputeError};
 use super::DeviceSlice;
 
 /// Carries out kernels by name on memory of its own. Implementations: [`super::Driver`], [`super::Executor`].
@@ -22,6 +22,11 @@ pub trait Launcher: Send + Sync {
     /// # Errors
     /// [`ComputeError::Device`] where fewer are left.
     fn allocate(&self, bytes: usize) -> Result<usize, ComputeError>;
+
+    /// Where an offset lies, if others can work there; `None`: they cannot.
+    fn address_of(&self, _offset: usize) -> Option<Address> {
+        None
+    }
 
     /// Copies from the host to the device.
     ///

@@ -1,4 +1,4 @@
-//! The carrier's smaller operations: elements, algebraic reconstruction, total variation, losses, the learned prior.
+//! The carrier's smaller operations: elements, algebraic reconstruction, total variation, losses, the learned prior, slices.
 
 #![forbid(unsafe_code)]
 
@@ -6,9 +6,11 @@ use super::super::elements::ElementCompute;
 use super::super::experts::{Experts, ExpertsCompute};
 use super::super::losses::{ImageLoss, ImageLossValue, LossCompute, LossWorkload, VolumeSsimLoss, VolumeSsimValue};
 use super::super::sart::{CorrectionStep, SartCompute};
+use super::super::slices::{SliceBatch, SliceCompute, SliceLayout, WindowUnits};
 use super::super::total_variation::{TotalVariation, VariationCompute};
 use super::super::{ComputeError, Values, ValuesMut};
-use super::{CudaCompute, ExpertsTable, ImageLossSums, VolumeSsimRoom};
+use super::carrier::State;
+use super::{CudaCompute, ExpertsTable, ImageLossSums, SliceRoom, VolumeSsimRoom};
 use crate::compute::experts::MOST_EXPERTS;
 use crate::geometry::Detector;
 
@@ -274,5 +276,72 @@ impl ExpertsCompute for CudaCompute {
         let table = self.state().experts(self.launcher(), experts)?;
         let (volume, gradient) = (volume.device(OPERATION)?, gradient.device(OPERATION)?);
         super::add_experts_gradient(self.launcher(), &table, voxels, weight, volume, gradient)
+    }
+}
+
+impl State {
+    fn slices(&self, operation: &'static str) -> Result<SliceRoom, ComputeError> {
+        self.slices.ok_or(ComputeError::Scratch { operation, needed: SliceRoom::bytes(), prepared: 0 })
+    }
+}
+
+impl SliceCompute for CudaCompute {
+    fn slice_scratch_bytes(&self) -> usize {
+        SliceRoom::bytes()
+    }
+
+    fn prepare_slices(&mut self) -> Result<(), ComputeError> {
+        let mut state = self.state();
+        if state.slices.is_none() {
+            state.slices = Some(SliceRoom::allocate(self.launcher())?);
+        }
+        Ok(())
+    }
+
+    fn farthest(&self, units: WindowUnits, values: Values<'_>) -> Result<f32, ComputeError> {
+        const OPERATION: &str = "farthest";
+        let room = self.state().slices(OPERATION)?;
+        super::farthest(self.launcher(), units, values.device(OPERATION)?, &room)
+    }
+
+    fn first_beyond(&self, limit: f32, values: Values<'_>) -> Result<Option<usize>, ComputeError> {
+        const OPERATION: &str = "first_beyond";
+        let room = self.state().slices(OPERATION)?;
+        super::first_beyond(self.launcher(), limit, values.device(OPERATION)?, &room)
+    }
+
+    fn gather_slices(
+        &self,
+        layout: &SliceLayout,
+        batch: &SliceBatch,
+        units: WindowUnits,
+        volume: Values<'_>,
+        out: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        const OPERATION: &str = "gather_slices";
+        let (volume, out) = (volume.device(OPERATION)?, out.device(OPERATION)?);
+        super::gather_slices(self.launcher(), layout, batch, units, volume, out)
+    }
+
+    fn add_slices(
+        &self,
+        layout: &SliceLayout,
+        first: usize,
+        planes: usize,
+        slices: Values<'_>,
+        mean: ValuesMut<'_>,
+        squares: ValuesMut<'_>,
+    ) -> Result<(), ComputeError> {
+        const OPERATION: &str = "add_slices";
+        let (slices, mean, squares) = (slices.device(OPERATION)?, mean.device(OPERATION)?, squares.device(OPERATION)?);
+        super::add_slices(self.launcher(), layout, first, planes, slices, mean, squares)
+    }
+
+    fn leave_window(&self, units: WindowUnits, values: ValuesMut<'_>) -> Result<(), ComputeError> {
+        super::leave_window(self.launcher(), units, values.device("leave_window")?)
+    }
+
+    fn deviations(&self, factor: f64, planes: usize, squares: ValuesMut<'_>) -> Result<(), ComputeError> {
+        super::deviations(self.launcher(), factor, planes, squares.device("deviations")?)
     }
 }

@@ -13,7 +13,6 @@ use crate::compute::losses::VolumeSsimLoss;
 use crate::compute::{Buffer, Operations, Values, ValuesMut};
 use crate::geometry::VolumeGrid;
 use crate::reconstruct::ReconstructError;
-use crate::reconstruct::memory::zeros;
 
 /// When a pseudo-reference is made, and how firmly the volume is held to it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -117,15 +116,16 @@ pub trait Repairer: Send {
     }
 
     /// Repairs `volume` (1/mm, `[x][y][z]`) into `reference`, which is overwritten; `unexplained` is what the scan says and the volume does not
-    /// (empty where it is not looked at); `interrupts` is asked now and then whether to give up.
+    /// (empty where it is not looked at). All lie with `compute`. `interrupts` is asked now and then whether to give up.
     ///
     /// # Errors
     /// [`NotRepaired`]; `reference` is then unspecified.
     fn repair(
         &mut self,
-        volume: &[f32],
-        unexplained: &[f32],
-        reference: &mut [f32],
+        compute: &dyn Operations,
+        volume: Values<'_>,
+        unexplained: Values<'_>,
+        reference: ValuesMut<'_>,
         interrupts: &dyn Fn() -> bool,
     ) -> Result<(), NotRepaired>;
 }
@@ -150,8 +150,6 @@ pub(super) struct Augmentation {
     settings: AugmentSettings,
     repairer: Box<dyn Repairer>,
     reference: Buffer,
-    /// What is unexplained and the reference on the host, where the carrier's memory lies elsewhere.
-    copies: [Vec<f32>; 2],
     /// Whether `reference` holds one.
     holds: bool,
     /// Number of the next repair.
@@ -160,26 +158,8 @@ pub(super) struct Augmentation {
 }
 
 impl Augmentation {
-    pub(super) fn new(
-        compute: &dyn Operations,
-        settings: AugmentSettings,
-        repairer: Box<dyn Repairer>,
-        reference: Buffer,
-    ) -> Result<Self, ReconstructError> {
-        let voxels = reference.len();
-        let looks = if repairer.sees_unexplained() { voxels } else { 0 };
-        Ok(Self {
-            settings,
-            repairer,
-            reference,
-            copies: [
-                zeros("optimise unexplained volume on the host", compute.copy_len(looks))?,
-                zeros("optimise pseudo-reference on the host", compute.copy_len(voxels))?,
-            ],
-            holds: false,
-            next: 0,
-            repairs: Repairs::default(),
-        })
+    pub(super) fn new(settings: AugmentSettings, repairer: Box<dyn Repairer>, reference: Buffer) -> Self {
+        Self { settings, repairer, reference, holds: false, next: 0, repairs: Repairs::default() }
     }
 
     /// Room for another reference.
@@ -208,23 +188,19 @@ impl Augmentation {
         &mut self,
         compute: &dyn Operations,
         views: &mut MeasuredViews,
-        (volume, volume_copy, work): (&Buffer, &mut [f32], &mut Buffer),
+        (volume, work): (&Buffer, &mut Buffer),
         interrupts: &dyn Fn() -> bool,
     ) -> Result<(), OptimiseError> {
         self.next += 1;
         let began = Instant::now();
-        let [unexplained_copy, reference_copy] = &mut self.copies;
+        let volume = volume.values();
         let unexplained = if self.repairer.sees_unexplained() {
-            views.unexplained(compute, volume.values(), work.values_mut(), self.reference.values_mut())?;
-            compute.on_host(work.values(), unexplained_copy)?
+            views.unexplained(compute, volume, work.values_mut(), self.reference.values_mut())?;
+            work.values()
         } else {
-            &[]
+            Values::Host(&[])
         };
-        let volume = compute.on_host(volume.values(), volume_copy)?;
-        let (repairer, mut repaired) = (&mut self.repairer, Ok(()));
-        self.reference.values_mut().make(compute, reference_copy, |reference| {
-            repaired = repairer.repair(volume, unexplained, reference, interrupts);
-        })?;
+        let repaired = self.repairer.repair(compute, volume, unexplained, self.reference.values_mut(), interrupts);
         self.repairs.seconds += began.elapsed().as_secs_f64();
         self.holds = repaired.is_ok();
         match repaired {

@@ -103,7 +103,7 @@ impl Recipe {
         self.optimise.buffers().into_iter().chain(self.method.buffers(self.optimise.grid())).collect()
     }
 
-    /// Every buffer on the host and its bytes, where the others lie on a device: copies of what is read or repaired there, poses.
+    /// Every buffer on the host and its bytes, where the others lie on a device: copies of what is read there, poses.
     #[must_use]
     pub fn host_buffers(&self) -> Vec<(&'static str, usize)> {
         let (grid, plan) = (self.optimise.grid(), &self.optimise);
@@ -113,10 +113,6 @@ impl Recipe {
             ("optimise a view's copy", plan.workload().columns * plan.workload().rows * size_of::<f32>()),
         ];
         buffers.extend(plan.buffers().into_iter().filter(|(name, _)| *name == "optimise poses"));
-        if plan.settings().augment.is_some() {
-            // What is unexplained as well, for models that look at it.
-            buffers.push(("optimise pseudo-reference's copies", 2 * volume));
-        }
         // At the most: a representation's values while they are drawn or adapted.
         buffers.extend(self.method.buffers(grid));
         buffers

@@ -95,22 +95,13 @@ impl Optimiser {
     }
 
     /// Gives the run what repairs its volumes; without, [`super::OptimiseSettings::augment`] has no effect.
-    ///
-    /// # Errors
-    /// [`ReconstructError::Memory`].
-    pub fn repair_with(
-        &mut self,
-        compute: &dyn Operations,
-        repairer: Box<dyn Repairer>,
-    ) -> Result<(), ReconstructError> {
+    pub fn repair_with(&mut self, repairer: Box<dyn Repairer>) {
         if let Some(settings) = self.plan.settings.augment {
             if let Some(augmentation) = self.augmentation.take() {
                 self.reference = augmentation.into_reference();
             }
-            self.augmentation =
-                Some(Augmentation::new(compute, settings, repairer, std::mem::take(&mut self.reference))?);
+            self.augmentation = Some(Augmentation::new(settings, repairer, std::mem::take(&mut self.reference)));
         }
-        Ok(())
     }
 
     /// What the repairs of the last run came to; `None`: there were none to be made.
@@ -386,7 +377,7 @@ impl Optimiser {
         // A volume that is none cannot be repaired; the iteration that follows finds out.
         let outcome = match self.voxelise(compute) {
             Ok(true) => {
-                let volumes = (&self.volume, &mut self.volume_copy[..], &mut self.by_volume);
+                let volumes = (&self.volume, &mut self.by_volume);
                 augmentation.repair(compute, &mut self.views, volumes, &|| observer.interrupts())
             }
             other => other.map(|_| ()),
@@ -403,7 +394,7 @@ impl Optimiser {
         let outcome = match self.voxelise(compute) {
             Ok(true) => {
                 augmentation.begin();
-                let volumes = (&self.volume, &mut self.volume_copy[..], &mut self.by_volume);
+                let volumes = (&self.volume, &mut self.by_volume);
                 augmentation.repair(compute, &mut self.views, volumes, &|| false)
             }
             other => other.map(|_| ()),

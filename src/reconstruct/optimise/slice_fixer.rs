@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::augment::{NotRepaired, Repairer};
-use crate::repair::{Conditioning, Repair, RepairError, SliceFixer, Watch};
+use crate::compute::{Operations, Values, ValuesMut};
+use crate::repair::{Conditioning, Given, Repair, RepairError, Repaired, SliceFixer, Watch};
 
-/// A model that is conditioned on the scan, and its buffers.
+/// A model that is conditioned on the scan, on the carrier of the optimisation.
 #[derive(Debug)]
 pub struct SliceFixing {
     fixer: SliceFixer,
@@ -20,8 +21,7 @@ impl SliceFixing {
     /// # Errors
     /// [`RepairError::Input`] for an attenuation of water that is none.
     pub fn new(fixer: SliceFixer, mu_water_per_mm: f64) -> Result<Self, RepairError> {
-        let repair = Repair::new(&fixer, mu_water_per_mm)?;
-        Ok(Self { fixer, repair, limit: None, until: None })
+        Ok(Self { fixer, repair: Repair::new(mu_water_per_mm)?, limit: None, until: None })
     }
 
     /// The model.
@@ -51,7 +51,7 @@ impl SliceFixing {
     /// Bytes of the buffers; what ONNX Runtime takes for itself comes on top.
     #[must_use]
     pub fn buffer_bytes(&self) -> usize {
-        self.fixer.buffer_bytes() + self.repair.buffer_bytes()
+        self.fixer.buffer_bytes()
     }
 }
 
@@ -73,15 +73,17 @@ impl Repairer for SliceFixing {
 
     fn repair(
         &mut self,
-        volume: &[f32],
-        unexplained: &[f32],
-        reference: &mut [f32],
+        compute: &dyn Operations,
+        volume: Values<'_>,
+        unexplained: Values<'_>,
+        reference: ValuesMut<'_>,
         interrupts: &dyn Fn() -> bool,
     ) -> Result<(), NotRepaired> {
         let limit = self.limit.and_then(|limit| Instant::now().checked_add(limit));
         let deadline = limit.into_iter().chain(self.until).min();
-        let repaired = self.repair.run(&mut self.fixer, volume, unexplained, deadline, &mut Asked(interrupts));
-        let repaired = repaired.map_err(|error| match error {
+        let (given, asked) = (Given { volume, unexplained }, &mut Asked(interrupts));
+        let repaired = Repaired { per_mm: reference, disagreement_hu: ValuesMut::Host(&mut []) };
+        self.repair.run(compute, &mut self.fixer, given, repaired, deadline, asked).map_err(|error| match error {
             RepairError::Output { .. } => NotRepaired::Output,
             RepairError::Late { .. } => NotRepaired::Late,
             RepairError::Interrupted => NotRepaired::Interrupted,
@@ -90,8 +92,6 @@ impl Repairer for SliceFixing {
                 tracing::warn!("{error}");
                 NotRepaired::Session
             }
-        })?;
-        reference.copy_from_slice(repaired.per_mm);
-        Ok(())
+        })
     }
 }

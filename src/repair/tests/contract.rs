@@ -7,7 +7,7 @@ use crate::error::{Classed, ErrorClass};
 
 /// Loads a changed model, which must be refused with all of `parts` in the message.
 fn refused(folder: &Path, library: &Path, parts: &[&str]) {
-    let refused = SliceFixer::load(folder, &options(library.to_path_buf(), [8; 3])).unwrap_err();
+    let refused = Loaded::new(folder, &options(library.to_path_buf(), [8; 3])).map(drop).unwrap_err();
     assert_eq!(refused.class(), ErrorClass::Stop);
     let message = refused.to_string();
     assert!(parts.iter().all(|part| message.contains(part)), "{parts:?}: {message}");

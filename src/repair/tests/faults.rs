@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::error::{Classed, ErrorClass};
 
-fn loaded(folder: &Path, library: PathBuf, voxels: [usize; 3]) -> (SliceFixer, Repair) {
-    let mut fixer = SliceFixer::load(folder, &options(library, voxels)).unwrap();
-    conditioned(&mut fixer, "head");
-    let repair = Repair::new(&fixer, MU_WATER_PER_MM).unwrap();
-    (fixer, repair)
+fn loaded(folder: &Path, library: PathBuf, voxels: [usize; 3]) -> Loaded {
+    let mut loaded = Loaded::new(folder, &options(library, voxels)).unwrap();
+    conditioned(&mut loaded.fixer, "head");
+    loaded
 }
 
 #[test]
@@ -18,8 +17,8 @@ fn output_that_is_no_number_or_far_out_refuses_the_repair() {
     let voxels = [9, 10, 11];
     for (graph, shown) in [("broken/nan.onnx", "NaN"), ("broken/far.onnx", "")] {
         let model = changed(graph, |text| text);
-        let (mut fixer, mut repair) = loaded(model.path(), library.clone(), voxels);
-        let refused = repair.run(&mut fixer, &volume(voxels), &[], None, &mut ()).unwrap_err();
+        let mut loaded = loaded(model.path(), library.clone(), voxels);
+        let refused = loaded.repair(&volume(voxels), None, &mut ()).unwrap_err();
         assert_eq!(refused.class(), ErrorClass::Degrade);
         let RepairError::Output { plane, slice, value, limit } = refused else { panic!("{refused}") };
         // Heights above one half go wrong: slice 6 of 11 is the first.
@@ -32,11 +31,11 @@ fn output_that_is_no_number_or_far_out_refuses_the_repair() {
 fn what_the_volume_holds_already_is_no_fault_of_the_model() {
     let Some(library) = onnx_runtime() else { return };
     let voxels = [6, 7, 8];
-    let (mut fixer, mut repair) = loaded(&models(), library, voxels);
+    let mut loaded = loaded(&models(), library, voxels);
     let mut metal = volume(voxels);
     // 20 000 HU: 20 half windows.
     metal[100] = (21.0 * MU_WATER_PER_MM) as f32;
-    assert!(repair.run(&mut fixer, &metal, &[], None, &mut ()).is_ok());
+    assert!(loaded.repair(&metal, None, &mut ()).is_ok());
 }
 
 /// Dawdles after the last batch.
@@ -54,10 +53,10 @@ impl Watch for Dawdling {
 fn what_ends_after_the_deadline_is_late() {
     let Some(library) = onnx_runtime() else { return };
     let voxels = [3, 3, 3];
-    let (mut fixer, mut repair) = loaded(&models(), library, voxels);
+    let mut loaded = loaded(&models(), library, voxels);
     // Three runs of microseconds, unless the machine stands still.
     let deadline = Instant::now() + Duration::from_millis(800);
-    let late = repair.run(&mut fixer, &volume(voxels), &[], Some(deadline), &mut Dawdling(deadline)).unwrap_err();
+    let late = loaded.repair(&volume(voxels), Some(deadline), &mut Dawdling(deadline)).unwrap_err();
     assert!(matches!(late, RepairError::Late { done: 9, slices: 9 }), "{late}");
 }
 
@@ -80,25 +79,25 @@ impl Watch for Counting {
 fn deadlines_and_interruptions_are_looked_at_between_batches() {
     let Some(library) = onnx_runtime() else { return };
     let voxels = [6, 7, 8];
-    let (mut fixer, mut repair) = loaded(&models(), library, voxels);
+    let mut loaded = loaded(&models(), library, voxels);
     let volume = volume(voxels);
     let mut watch = Counting { seen: Vec::new(), stop_at: usize::MAX };
-    let late = repair.run(&mut fixer, &volume, &[], Some(Instant::now()), &mut watch).unwrap_err();
+    let late = loaded.repair(&volume, Some(Instant::now()), &mut watch).unwrap_err();
     assert!(matches!(late, RepairError::Late { done: 0, slices: 21 }), "{late}");
     assert_eq!(late.class(), ErrorClass::Degrade);
     assert!(watch.seen.is_empty());
 
     let in_time = Some(Instant::now() + Duration::from_secs(3600));
-    let whole = repair.run(&mut fixer, &volume, &[], in_time, &mut watch).unwrap().per_mm.to_vec();
+    let whole = loaded.repair(&volume, in_time, &mut watch).unwrap();
     assert_eq!(watch.seen.last(), Some(&(21, 21)));
     assert!(watch.seen.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[1].0 - pair[0].0 <= 3));
 
     let mut watch = Counting { seen: Vec::new(), stop_at: 8 };
-    let interrupted = repair.run(&mut fixer, &volume, &[], None, &mut watch).unwrap_err();
+    let interrupted = loaded.repair(&volume, None, &mut watch).unwrap_err();
     assert!(matches!(interrupted, RepairError::Interrupted), "{interrupted}");
     assert_eq!(watch.seen.last().unwrap().0, 8);
     // What was left half done does not show in the next.
-    assert_eq!(repair.run(&mut fixer, &volume, &[], None, &mut ()).unwrap().per_mm, whole);
+    assert_eq!(loaded.repair(&volume, None, &mut ()).unwrap(), whole);
 }
 
 #[test]
@@ -107,15 +106,15 @@ fn a_run_that_stalls_is_ended_at_the_deadline() {
     let voxels = [9, 10, 11];
     // Slices above half of the height go through a loop of 2^60 turns.
     let model = changed("broken/stall.onnx", |text| text);
-    let (mut fixer, mut repair) = loaded(model.path(), library, voxels);
-    fixer.warm_up().unwrap();
+    let mut loaded = loaded(model.path(), library, voxels);
+    loaded.warm_up();
     for _ in 0..2 {
         let deadline = Some(Instant::now() + Duration::from_millis(200));
-        let late = repair.run(&mut fixer, &volume(voxels), &[], deadline, &mut ()).unwrap_err();
+        let late = loaded.repair(&volume(voxels), deadline, &mut ()).unwrap_err();
         assert!(matches!(late, RepairError::Late { done: 6, slices: 30 }), "{late}");
     }
     // The session lives on.
-    fixer.warm_up().unwrap();
+    loaded.warm_up();
 }
 
 /// Says that it is to leave off from a moment on.
@@ -134,50 +133,48 @@ fn a_run_that_stalls_is_ended_from_another_thread() {
     let Some(library) = onnx_runtime() else { return };
     let voxels = [9, 10, 11];
     let model = changed("broken/stall.onnx", |text| text);
-    let (mut fixer, mut repair) = loaded(model.path(), library, voxels);
-    let (ender, moment) = (fixer.ender(), Instant::now() + Duration::from_millis(300));
+    let mut loaded = loaded(model.path(), library, voxels);
+    let (ender, moment) = (loaded.fixer.ender(), Instant::now() + Duration::from_millis(300));
     let ended = std::thread::spawn(move || {
         while Instant::now() < moment + Duration::from_millis(50) {
             std::thread::sleep(Duration::from_millis(10));
         }
         ender.end();
     });
-    let interrupted = repair.run(&mut fixer, &volume(voxels), &[], None, &mut Until(moment)).unwrap_err();
+    let interrupted = loaded.repair(&volume(voxels), None, &mut Until(moment)).unwrap_err();
     assert!(matches!(interrupted, RepairError::Interrupted), "{interrupted}");
     ended.join().unwrap();
     // What was ended does not end what comes after it, the telling of a scan included.
-    fixer.ender().end();
-    conditioned(&mut fixer, "chest");
-    fixer.warm_up().unwrap();
+    loaded.fixer.ender().end();
+    conditioned(&mut loaded.fixer, "chest");
+    loaded.warm_up();
 }
 
 #[test]
 fn wrong_arguments_are_named() {
     let Some(library) = onnx_runtime() else { return };
     let voxels = [4, 5, 6];
-    let (mut fixer, mut repair) = loaded(&models(), library.clone(), voxels);
+    let mut loaded = loaded(&models(), library.clone(), voxels);
     let says = |error: RepairError, part: &str| assert!(error.to_string().contains(part), "{part}: {error}");
-    says(repair.run(&mut fixer, &[0.0; 7], &[], None, &mut ()).unwrap_err(), "volume = 7 voxels: must be [4, 5, 6]");
+    says(loaded.repair(&[0.0; 7], None, &mut ()).unwrap_err(), "volume = 7 voxels: must be [4, 5, 6]");
     let mut holed = volume(voxels);
     holed[(2 * 5 + 3) * 6 + 4] = f32::NAN;
-    says(repair.run(&mut fixer, &holed, &[], None, &mut ()).unwrap_err(), "volume[2, 3, 4] = NaN");
-    fixer.forget();
-    says(repair.run(&mut fixer, &volume(voxels), &[], None, &mut ()).unwrap_err(), "conditioned");
+    says(loaded.repair(&holed, None, &mut ()).unwrap_err(), "volume[2, 3, 4] = NaN");
+    loaded.fixer.forget();
+    says(loaded.repair(&volume(voxels), None, &mut ()).unwrap_err(), "conditioned");
     for mu in [0.0, -0.02, f64::NAN, f64::INFINITY] {
-        says(Repair::new(&fixer, mu).unwrap_err(), "mu_water_per_mm");
+        says(Repair::new(mu).unwrap_err(), "mu_water_per_mm");
     }
-    conditioned(&mut fixer, "head");
+    conditioned(&mut loaded.fixer, "head");
     let views = views();
     let mut bad = views[1].clone();
     bad[[2, 1]] = f32::INFINITY;
     let told = Conditioning { views: [views[0].view(), bad.view()], anatomy: "head" };
-    says(fixer.condition(&told).unwrap_err(), "pixel [2, 1] = inf");
-    assert!(!fixer.is_conditioned());
+    says(loaded.fixer.condition(&told).unwrap_err(), "pixel [2, 1] = inf");
+    assert!(!loaded.fixer.is_conditioned());
     let empty = Array2::zeros((0, 4));
     let told = Conditioning { views: [views[0].view(), empty.view()], anatomy: "head" };
-    says(fixer.condition(&told).unwrap_err(), "0 x 4 pixels");
-    let (mut other, _) = loaded(&models(), library.clone(), [6, 5, 4]);
-    says(repair.run(&mut other, &volume(voxels), &[], None, &mut ()).unwrap_err(), "is not the one");
+    says(loaded.fixer.condition(&told).unwrap_err(), "0 x 4 pixels");
 
     let usual = options(library, voxels);
     for (options, part) in [
@@ -187,13 +184,13 @@ fn wrong_arguments_are_named() {
         (Options { batch: 0, ..usual.clone() }, "batch = 0"),
         (Options { threads: 100_000, ..usual.clone() }, "threads = 100000"),
     ] {
-        says(SliceFixer::load(&models(), &options).unwrap_err(), part);
+        says(Loaded::new(&models(), &options).map(drop).unwrap_err(), part);
     }
     let axial = changed("repair.onnx", |text| text.replace("\"axial\", \"coronal\", \"sagittal\"", "\"axial\""));
     let coronal = Options { planes: vec![Plane::Coronal], ..usual.clone() };
-    says(SliceFixer::load(axial.path(), &coronal).unwrap_err(), "planes = coronal: the model test knows axial");
+    says(Loaded::new(axial.path(), &coronal).map(drop).unwrap_err(), "planes = coronal: the model test knows axial");
     // Unasked, a model repairs along what it knows.
-    let known: Vec<Plane> = SliceFixer::load(axial.path(), &usual).unwrap().planes().collect();
+    let known: Vec<Plane> = Loaded::new(axial.path(), &usual).unwrap().fixer.planes().collect();
     assert_eq!(known, [Plane::Axial]);
 }
 

@@ -52,10 +52,10 @@ fn a_process_has_one_library_and_says_its_version() {
 #[test]
 fn what_the_cpu_build_refuses_is_kept_with_its_reason() {
     let Some(library) = onnx_runtime() else { return };
-    let mut fixer = SliceFixer::load(&models(), &options(library.clone(), [9; 3])).unwrap();
-    let warm = fixer.warm_up().unwrap();
+    let mut loaded = Loaded::new(&models(), &options(library.clone(), [9; 3])).unwrap();
+    let warm = loaded.warm_up();
     assert!(warm.whole >= warm.slice);
-    let providers = fixer.providers().clone();
+    let providers = loaded.fixer.providers().clone();
     assert_eq!(providers.registered.last(), Some(&Provider::Cpu));
     assert_eq!(providers.registered.len() + providers.refused.len(), Provider::CHAIN.len());
     assert!(providers.refused.iter().all(|(_, reason)| reason.len() > 10), "{providers:?}");
@@ -70,8 +70,8 @@ fn what_the_cpu_build_refuses_is_kept_with_its_reason() {
     // Only what is asked for is tried; what is demanded runs, or nothing does.
     for provider in Provider::CHAIN {
         let options = Options { demand: Demand::Only(provider), ..options(library.clone(), [9; 3]) };
-        match SliceFixer::load(&models(), &options) {
-            Ok(fixer) => assert_eq!(fixer.providers().missing(provider), None),
+        match Loaded::new(&models(), &options) {
+            Ok(loaded) => assert_eq!(loaded.fixer.providers().missing(provider), None),
             Err(RepairError::Demanded { provider: named, reason }) => {
                 assert_ne!(provider, Provider::Cpu);
                 let kept = providers.refused.iter().find(|(refused, _)| *refused == provider).unwrap();
@@ -81,7 +81,7 @@ fn what_the_cpu_build_refuses_is_kept_with_its_reason() {
         }
     }
     let options = Options { demand: Demand::Only(Provider::Cpu), ..options(library, [9; 3]) };
-    assert!(SliceFixer::load(&models(), &options).unwrap().providers().refused.is_empty());
+    assert!(Loaded::new(&models(), &options).unwrap().fixer.providers().refused.is_empty());
 }
 
 #[test]

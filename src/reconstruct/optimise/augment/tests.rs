@@ -56,11 +56,14 @@ impl Repairer for Fixed {
 
     fn repair(
         &mut self,
-        volume: &[f32],
-        unexplained: &[f32],
-        reference: &mut [f32],
+        _: &dyn Operations,
+        volume: Values<'_>,
+        unexplained: Values<'_>,
+        reference: ValuesMut<'_>,
         _: &dyn Fn() -> bool,
     ) -> Result<(), NotRepaired> {
+        let [volume, unexplained] = [volume, unexplained].map(|values| values.host("repair").unwrap());
+        let reference = reference.host("repair").unwrap();
         assert_eq!(unexplained.len(), if self.looks { volume.len() } else { 0 });
         self.seen.lock().unwrap().push(if self.looks { unexplained } else { volume }.to_vec());
         if let Some(why) = self.fails {
@@ -93,7 +96,7 @@ fn run_with(augment: Option<AugmentSettings>, repairer: Fixed, threads: usize) -
     recipe.prepare(&mut compute).unwrap();
     let mut optimiser = recipe.optimiser(&compute).unwrap();
     let seen = Arc::clone(&repairer.seen);
-    optimiser.repair_with(&compute, Box::new(repairer)).unwrap();
+    optimiser.repair_with(Box::new(repairer));
     let measured: Vec<f32> = phantom().line_integrals(&geometry).into_iter().collect();
     optimiser.load_views(&compute, &ScanViews::whole(&measured)).unwrap();
     optimiser.begin(&compute, None, &Unobserved).unwrap();
@@ -175,12 +178,8 @@ fn an_early_start_is_not_repaired_and_its_iterations_count_in_the_plan() {
     recipe.prepare(&mut compute).unwrap();
     let mut optimiser = recipe.optimiser(&compute).unwrap();
     let seen: Arc<Mutex<Vec<Vec<f32>>>> = Arc::default();
-    optimiser
-        .repair_with(
-            &compute,
-            Box::new(Fixed { truth: Some(truth()), fails: None, looks: false, seen: Arc::clone(&seen) }),
-        )
-        .unwrap();
+    let repairer = Fixed { truth: Some(truth()), fails: None, looks: false, seen: Arc::clone(&seen) };
+    optimiser.repair_with(Box::new(repairer));
     let measured: Vec<f32> = phantom().line_integrals(&geometry).into_iter().collect();
     optimiser.load_views(&compute, &ScanViews::whole(&measured)).unwrap();
     optimiser.begin(&compute, None, &Unobserved).unwrap();

@@ -1,0 +1,159 @@
+//! SliceFixer on carriers of kernels: where ONNX Runtime reaches a carrier's memory itself (the executor's is the host's) and through the host (the driver's
+//! stand-in), the same bits as on the CPU. Needs ONNX Runtime (`make onnxruntime`, or DIFFNR_ONNXRUNTIME), else says SKIPPED.
+
+use std::path::{Path, PathBuf};
+
+use diffnr::compute::cpu::CpuCompute;
+use diffnr::compute::cuda::CudaCompute;
+use diffnr::compute::{Memory as _, Operations};
+use diffnr::repair::{
+    Conditioning, Demand, Given, Manifest, Options, Plane, Provider, Repair, RepairError, Repaired, SliceBuffers,
+    SliceFixer,
+};
+use ndarray::Array2;
+
+use crate::carriers::{on_each, skipped};
+use crate::values::{assert_close, signed};
+
+const VOXELS: [usize; 3] = [13, 18, 35];
+const MU_WATER_PER_MM: f64 = 0.02;
+
+fn models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/repair")
+}
+
+/// The tests' model, or the one with another graph in place of its repairing one.
+fn manifest(graph: &str) -> Manifest {
+    let mut manifest = Manifest::read(&models()).unwrap();
+    manifest.repair.path = models().join(graph);
+    manifest.repair.sha256 =
+        <sha2::Sha256 as sha2::Digest>::digest(std::fs::read(&manifest.repair.path).unwrap()).into();
+    manifest
+}
+
+/// A model that was told of a scan, run by the CPU's provider.
+fn loaded(compute: &mut dyn Operations, graph: &str) -> Option<SliceFixer> {
+    loaded_by(Provider::Cpu, compute, graph)
+}
+
+/// The same by another provider; `None`, with a line that says so, where there is no ONNX Runtime, or none with it.
+fn loaded_by(provider: Provider, compute: &mut dyn Operations, graph: &str) -> Option<SliceFixer> {
+    let options = Options { threads: 1, batch: 5, demand: Demand::Only(provider), ..Options::new(VOXELS) };
+    let manifest = manifest(graph);
+    let buffers = SliceBuffers::take(compute, &manifest, &options).unwrap();
+    let mut fixer = match SliceFixer::load(manifest, &options, compute, buffers) {
+        Err(error @ (RepairError::LibraryMissing { .. } | RepairError::Demanded { .. })) => {
+            skipped("repairs", &error.to_string());
+            return None;
+        }
+        loaded => loaded.unwrap(),
+    };
+    let views = [Array2::from_elem((8, 9), 1.0), Array2::from_elem((8, 9), 2.0)];
+    fixer.condition(&Conditioning { views: [views[0].view(), views[1].view()], anatomy: "chest" }).unwrap();
+    fixer.warm_up(compute).unwrap();
+    Some(fixer)
+}
+
+/// Mean and disagreement of a volume with metal in it.
+fn repaired(compute: &dyn Operations, fixer: &mut SliceFixer) -> Result<Vec<Vec<f32>>, RepairError> {
+    let n = VOXELS.iter().product();
+    let mut volume: Vec<f32> = signed(n, 1).iter().map(|value| 0.02 + 0.01 * value).collect();
+    volume[n / 3] = 0.3;
+    let volume = compute.filled("volume", &volume)?;
+    let none = vec![f32::NAN; n];
+    let (mut per_mm, mut disagreement) = (compute.filled("mean", &none)?, compute.filled("disagreement", &none)?);
+    let given = Given { volume: volume.values(), unexplained: (&[]).into() };
+    let into = Repaired { per_mm: per_mm.values_mut(), disagreement_hu: disagreement.values_mut() };
+    Repair::new(MU_WATER_PER_MM)?.run(compute, fixer, given, into, None, &mut ())?;
+    Ok(vec![compute.take(per_mm)?, compute.take(disagreement)?])
+}
+
+#[test]
+fn volumes_are_repaired_to_the_bit_in_place_and_through_the_host() {
+    on_each("repairs", |carrier| {
+        let mut cpu = CpuCompute::new(1).unwrap();
+        let Some(mut fixer) = loaded(&mut cpu, "repair.onnx") else { return };
+        assert!(fixer.in_place());
+        let expected = repaired(&cpu, &mut fixer).unwrap();
+        assert!(expected.iter().flatten().all(|value| value.is_finite()));
+        assert!(expected[1].iter().any(|hu| *hu > 1.0));
+        let given = carrier.run_whole(|compute| {
+            let mut fixer = loaded(compute, "repair.onnx").unwrap();
+            // The CPU's provider reaches the host's memory, which the executor's is, and no GPU's.
+            assert_eq!(fixer.in_place(), carrier.name == "kernel executor");
+            let first = repaired(compute, &mut fixer).unwrap();
+            assert!(first == repaired(compute, &mut fixer).unwrap(), "the same again");
+            first
+        });
+        assert!(given == expected, "{}", carrier.name);
+    });
+}
+
+/// Only a GPU with a provider for it shows this: the model runs on the carrier's memory, and no more than its own arithmetic differs.
+#[test]
+fn providers_on_the_carriers_gpu_work_in_place() {
+    if std::env::var_os("DIFFNR_DEVICE").is_none() {
+        return skipped("repairs by a GPU's providers", "no GPU was named (DIFFNR_DEVICE)");
+    }
+    on_each("repairs by a GPU's providers", |carrier| {
+        let mut cpu = CpuCompute::new(1).unwrap();
+        let Some(mut fixer) = loaded(&mut cpu, "repair.onnx") else { return };
+        let expected = repaired(&cpu, &mut fixer).unwrap();
+        // Float32 without TF32, a handful of operations; half precision, 5e-4 of each value.
+        for (provider, share) in [(Provider::Cuda, 1e-5), (Provider::TensorRt, 5e-3)] {
+            let mut compute = CudaCompute::new(carrier.launcher());
+            let Some(mut fixer) = loaded_by(provider, &mut compute, "repair.onnx") else { continue };
+            assert!(fixer.in_place(), "{provider}");
+            let given = repaired(&compute, &mut fixer).unwrap();
+            assert_close(&format!("repaired by {provider}"), share, &given[0], &expected[0]);
+        }
+    });
+}
+
+#[test]
+fn output_that_is_no_slice_is_refused_by_plane_and_slice() {
+    on_each("repairs that are refused", |carrier| {
+        // Heights above one half go wrong, slice 18 of 35 is the first; a thousand times as much as above, slice 19 is the first farther out than four
+        // times the metal, which is 14 half windows away.
+        for (graph, first) in [("broken/nan.onnx", 18), ("broken/far.onnx", 19)] {
+            let mut compute = CudaCompute::new(carrier.launcher());
+            let Some(mut fixer) = loaded(&mut compute, graph) else { return };
+            let refused = repaired(&compute, &mut fixer).unwrap_err();
+            let RepairError::Output { plane, slice, value, limit } = refused else { panic!("{refused}") };
+            assert_eq!((plane, slice, limit.round()), (Plane::Axial, first, 56.0));
+            assert!(if graph.contains("nan") { value.is_nan() } else { value.abs() > limit }, "{value}");
+        }
+    });
+}
+
+/// The memory that a model is bound to lives with its carrier.
+#[test]
+fn another_carrier_than_the_models_own_is_refused() {
+    on_each("repairs on another carrier", |carrier| {
+        let mut own = CudaCompute::new(carrier.launcher());
+        let Some(mut fixer) = loaded(&mut own, "repair.onnx") else { return };
+        if fixer.in_place() {
+            let mut other = CudaCompute::new(carrier.launcher());
+            SliceBuffers::take(&mut other, &manifest("repair.onnx"), &Options::new(VOXELS)).unwrap();
+            let refused = fixer.warm_up(&other).unwrap_err().to_string();
+            assert!(refused.contains("carrier = kernel executor"), "{refused}");
+        }
+    });
+}
+
+#[test]
+fn values_that_are_no_numbers_are_named_by_their_place() {
+    on_each("repairs of what is no volume", |carrier| {
+        let mut compute = CudaCompute::new(carrier.launcher());
+        let Some(mut fixer) = loaded(&mut compute, "repair.onnx") else { return };
+        let mut volume = vec![0.02; VOXELS.iter().product()];
+        volume[(2 * 18 + 3) * 35 + 4] = f32::NEG_INFINITY;
+        let volume = compute.filled("volume", &volume).unwrap();
+        let mut mean = compute.buffer("mean", volume.len()).unwrap();
+        let given = Given { volume: volume.values(), unexplained: (&[]).into() };
+        let into = Repaired { per_mm: mean.values_mut(), disagreement_hu: (&mut []).into() };
+        let refused = Repair::new(MU_WATER_PER_MM).unwrap().run(&compute, &mut fixer, given, into, None, &mut ());
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("volume[2, 3, 4] = -inf"), "{refused}");
+    });
+}
