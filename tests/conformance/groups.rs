@@ -174,14 +174,16 @@ fn a_group_that_is_given_up_does_nothing_and_the_next_is_whole() {
         let mut read = vec![0.0; N];
         compute.read(values.values(), &mut read).unwrap();
         assert_eq!(read, vec![1.0; N]);
-        // One that nobody ended, either.
+        // One within another is part of that.
         compute.begin_group().unwrap();
         compute.scale(2.0, values.values_mut()).unwrap();
         together(&compute, || compute.scale(3.0, values.values_mut())).unwrap();
+        assert_eq!(compute.groups(), Default::default());
+        compute.end_group().unwrap();
         // After the end operations are launched as they come.
         compute.scale(5.0, values.values_mut()).unwrap();
         compute.read(values.values(), &mut read).unwrap();
-        assert_eq!(read, vec![15.0; N]);
+        assert_eq!(read, vec![30.0; N]);
         // A group of nothing is none.
         together(&compute, || Ok::<_, ComputeError>(())).unwrap();
         assert_eq!(compute.groups().singly, 1);

@@ -201,18 +201,21 @@ impl Compute for CudaCompute {
     }
 
     fn begin_group(&self) -> Result<(), ComputeError> {
-        self.state().unsound_asked = None;
         self.recorder.begin();
         Ok(())
     }
 
     fn end_group(&self) -> Result<(), ComputeError> {
         self.recorder.end()?;
+        if self.recorder.is_gathering() {
+            return Ok(());
+        }
         let asked = self.state().unsound_asked.take();
         asked.map_or(Ok(()), |(operation, room)| self.refuse_unsound(operation, &room))
     }
 
     fn give_up_group(&self) {
+        self.state().unsound_asked = None;
         self.recorder.give_up();
     }
 

@@ -41,6 +41,8 @@ pub(super) struct Recorder {
 #[derive(Debug, Default)]
 struct Recording {
     phase: Phase,
+    /// Groups that have begun and not ended, one within the other.
+    depth: u32,
     tape: Tape,
     /// Parameters of the group, not yet on the device.
     parameters: Vec<u32>,
@@ -139,11 +141,13 @@ impl Recorder {
         self.recording().phase == Phase::Gathering
     }
 
-    /// A group begins; what is left of another is forgotten.
+    /// A group begins; one within another is part of that.
     pub(super) fn begin(&self) {
         let mut recording = self.recording();
-        recording.forget();
-        recording.phase = Phase::Gathering;
+        recording.depth += 1;
+        if recording.depth == 1 {
+            recording.phase = Phase::Gathering;
+        }
     }
 
     /// Forgets a group that has not ended.
@@ -154,6 +158,10 @@ impl Recorder {
     /// Carries out the group, unless its operations were launched as they came.
     pub(super) fn end(&self) -> Result<(), ComputeError> {
         let mut recording = self.recording();
+        if recording.depth > 1 {
+            recording.depth -= 1;
+            return Ok(());
+        }
         let outcome = match recording.phase {
             Phase::Through => Ok(()),
             Phase::Broken => {
@@ -269,7 +277,7 @@ impl Recording {
     fn forget(&mut self) {
         self.tape.clear();
         self.parameters.clear();
-        self.phase = Phase::Through;
+        (self.phase, self.depth) = (Phase::Through, 0);
     }
 }
 
