@@ -18,7 +18,6 @@ struct Grid {
     double voxel_mm[3], low_mm[3], size_mm[3];
     int voxels[3];
     int jitter;
-    chacha::Key key;
 };
 
 // Shared memory of a block for rows.
@@ -49,8 +48,9 @@ __device__ __forceinline__ bool holds(const Grid& grid, int axis, double at_mm) 
     return at_mm >= -hair && at_mm <= grid.size_mm[axis] + hair;
 }
 
-// This lane's point among the 32 of segment `segment` (segments follow each other along z, then y, then x).
-__device__ __forceinline__ Place locate(const Grid& grid, int segment, unsigned* words) {
+// This lane's point among the 32 of segment `segment` (segments follow each other along z, then y, then x). `key` is read where there is
+// jitter; it lies on the device, since it changes from one iteration to the next (see parameters.cu).
+__device__ __forceinline__ Place locate(const Grid& grid, const chacha::Key* __restrict__ key, int segment, unsigned* words) {
     int lane = int(threadIdx.x) % 32, of_row = segments_of_row(grid), rows = grid.voxels[0] * grid.voxels[1];
     int row = segment / of_row, k = (segment - row * of_row) * 32 + lane;
     Place place;
@@ -63,7 +63,7 @@ __device__ __forceinline__ Place locate(const Grid& grid, int segment, unsigned*
         __syncwarp();
         if (lane < 4) {
             unsigned number = lane == 0 ? 0u : unsigned((k - lane) / chacha::WORDS + lane - 1);
-            chacha::block(grid.key, number, static_cast<unsigned long long>(row), words + lane * chacha::WORDS);
+            chacha::block(*key, number, static_cast<unsigned long long>(row), words + lane * chacha::WORDS);
         }
         __syncwarp();
         offset_x = chacha::uniform(words[0]), offset_y = chacha::uniform(words[1]);

@@ -17,7 +17,8 @@
 
 extern "C" __global__ void __launch_bounds__(field::THREADS, 5)
     field_voxelise(field::Field field, field::Grid grid, const field::LevelRecord* __restrict__ levels,
-                   const float* __restrict__ tables, const float* __restrict__ network, float* __restrict__ volume) {
+                   const chacha::Key* __restrict__ key, const float* __restrict__ tables,
+                   const float* __restrict__ network, float* __restrict__ volume) {
     __shared__ field::RowShared shared;
     DYNAMIC_SHARED(float, room);
     field::stage_levels(field, levels, grid.voxel_mm[2], grid.low_mm[2], shared.levels);
@@ -27,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(field::THREADS, 5)
     int count = field::batches(field, grid);
     for (int batch = int(blockIdx.x); batch < count; batch += int(gridDim.x)) {
         field::Place place =
-            field::locate(grid, batch * of_batch + layers.point / 32, shared.words[threadIdx.x / 32]);
+            field::locate(grid, key, batch * of_batch + layers.point / 32, shared.words[threadIdx.x / 32]);
         float value = 0.0f;
         if (__syncthreads_or(place.inside)) {
             field::encode_all(field, layers, tables, place, shared);

@@ -71,6 +71,7 @@ __device__ __forceinline__ void scatter(const Field& field, const Level& level, 
 
 extern "C" __global__ void __launch_bounds__(field::THREADS, 4)
     field_voxelise_backward(field::Field field, field::Grid grid, const field::LevelRecord* __restrict__ levels,
+                            const chacha::Key* __restrict__ key,
                             const float* __restrict__ tables, const float* __restrict__ network,
                             const float* __restrict__ by_volume, const float* __restrict__ scales,
                             unsigned long long* __restrict__ sums, unsigned* __restrict__ spoilt, float* __restrict__ partials) {
@@ -87,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(field::THREADS, 4)
     int of_batch = field.points / 32, warp = int(threadIdx.x) / 32;
     int count = field::batches(field, grid);
     for (int batch = int(blockIdx.x); batch < count; batch += int(gridDim.x)) {
-        field::Place place = field::locate(grid, batch * of_batch + layers.point / 32, shared.words[warp]);
+        field::Place place = field::locate(grid, key, batch * of_batch + layers.point / 32, shared.words[warp]);
         float by = place.inside ? __ldg(by_volume + place.voxel) : 0.0f;
         // Nothing comes of no gradient. `!=` lets NaN through.
         if (!__syncthreads_or(by != 0.0f)) continue;

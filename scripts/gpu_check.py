@@ -179,6 +179,10 @@ def bench_lines(part: dict, line) -> None:
         line("bench", f"{row['operation']}, {row['sizes']} ({row['case']})", f"{row['seconds']:.3g}", beside, f"{row['gups']:.1f} GUPS" if row["gups"] else "")
     for row in part.get("failed", []):
         line("bench", row["case"], "", "", f"failed: {row['error']}")
+    for row in part.get("iterations") or []:
+        what = f"{row['what']}: an iteration of {row['views_per_iteration']} views of {row['pixels']}^2 into {row['voxels']}^3"
+        beside = f"as one; {row['singly_s']:.3g} operation by operation" + (f"; {row['graphs_refused']}" if row["graphs_refused"] else "")
+        line("bench", what, f"{row['as_one_s']:.3g}", beside, f"{row['replayed']} replayed")
     if preview := part.get("preview"):
         what = f"volume of {preview['voxels']}^3 on the host after the last of {preview['frames']} frames of {preview['pixels']}^2"
         beside = f"p50; p99 {preview['p99_s']:.3g} of {preview['runs']} runs"

@@ -160,6 +160,33 @@ impl<T> Operations for T where
 {
 }
 
+/// A value that an operation finds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Left<T> {
+    /// Here it is.
+    AtHand(T),
+    /// The carrier has it, or will, once the operation's group has ended (see [`Compute::begin_group`]); it can be asked for until the next operation of the
+    /// kind.
+    WithCarrier,
+}
+
+/// Does `work` as one group ([`Compute::begin_group`]); where it fails, what still waits is not carried out.
+///
+/// # Errors
+/// Those of `work`, and of its operations as far as they waited.
+pub fn together<T, E: From<ComputeError>>(
+    compute: &dyn Operations,
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    compute.begin_group()?;
+    let done = work();
+    match &done {
+        Ok(_) => compute.end_group()?,
+        Err(_) => compute.give_up_group(),
+    }
+    done
+}
+
 /// A carrier's memory: where buffers lie that its operations work on.
 pub trait Memory: Send + Sync {
     /// A buffer of `len` zeros; `buffer` names it where there is no memory for it.
@@ -288,6 +315,26 @@ pub trait Compute: Memory {
 
     /// What runs the operations and how, in a word or two: SIMD level and threads, or the GPU's name.
     fn provider(&self) -> String;
+
+    /// Operations asked for from here on may wait until [`Compute::end_group`], which carries them out as one where the carrier gains by that (a CUDA graph:
+    /// [`together`] is how to ask). Results are the same; but what an operation would return or refuse may be known only then.
+    ///
+    /// # Errors
+    /// [`ComputeError::Device`] where the device refuses.
+    fn begin_group(&self) -> Result<(), ComputeError> {
+        Ok(())
+    }
+
+    /// Carries out what still waits.
+    ///
+    /// # Errors
+    /// Those of the operations, as far as they waited.
+    fn end_group(&self) -> Result<(), ComputeError> {
+        Ok(())
+    }
+
+    /// Forgets what still waits.
+    fn give_up_group(&self) {}
 
     /// Forward projection (`A x`): line integrals of `volume` (1/mm) along each pixel's ray, dimensionless, by Joseph's method
     /// (bilinear interpolation in the planes across the ray's dominant axis). Overwrites `projections`.

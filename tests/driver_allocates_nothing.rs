@@ -1,4 +1,4 @@
-//! Once the driver has begun, operations, fills and copies allocate nothing on the heap: counted by the allocator itself, on the stand-in for the
+//! Once the driver has begun, operations, fills and copies, and groups of operations that are known, allocate nothing on the heap: counted by the allocator itself, on the stand-in for the
 //! driver's library (what a real library allocates for itself is its own).
 
 // A counting allocator has to implement an unsafe trait.
@@ -15,7 +15,10 @@ mod stand_in;
 use std::sync::atomic::Ordering;
 
 use counting_allocator::ALLOCATIONS;
-use diffnr::compute::cuda::{DeviceSlice, DeviceSum, Launcher, add_scaled, dot, subtract};
+use diffnr::compute::cuda::{CudaCompute, DeviceSlice, DeviceSum, Launcher, add_scaled, dot, subtract};
+use diffnr::compute::elements::ElementCompute as _;
+use diffnr::compute::gaussians::{AdamStep, GaussianCompute as _};
+use diffnr::compute::{Compute as _, Memory as _, Workload, together};
 
 #[test]
 fn the_driver_allocates_nothing() {
@@ -42,4 +45,26 @@ fn the_driver_allocates_nothing() {
     }
     assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0);
     assert_eq!(out[100], 1.5 * 98.0);
+    groups_allocate_nothing();
+}
+
+/// Once a sequence is known, and its graph made.
+fn groups_allocate_nothing() {
+    let mut compute = CudaCompute::new(Box::new(stand_in::driver(0, 8 << 20).unwrap()));
+    compute.prepare(&Workload { columns: 8, rows: 8, views_per_call: 1, voxels: [4; 3] }).unwrap();
+    let ones = compute.filled("ones", &[1.0; 5000]).unwrap();
+    let [mut at, mut first, mut second] = [0; 3].map(|_| compute.buffer("values", 5000).unwrap());
+    let mut group = |step: u32| {
+        let work = || {
+            compute.add_scaled(0.5, ones.values(), at.values_mut())?;
+            let (at, first, second) = (at.values_mut(), first.values_mut(), second.values_mut());
+            compute.adam_step(&AdamStep::new(0.1 / step as f32, step), at, ones.values(), first, second)
+        };
+        together(&compute, work).unwrap();
+    };
+    (1..=2).for_each(&mut group);
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    (3..=6).for_each(&mut group);
+    assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0);
+    assert_eq!(compute.groups().replayed, 5);
 }

@@ -1,4 +1,4 @@
-//! Seconds of every CUDA operation against its floor on this device, and of the volume after the last frame.
+//! Seconds of every CUDA operation against its floor on this device, of whole iterations, and of the volume after the last frame.
 //!
 //! `cargo bench --bench cuda -- [--device INDEX] [--sizes small|full] [--json FILE] [CASE ...]`, INDEX as in `diffnr doctor`. CASE: part of a case's name,
 //! to run it alone. Each figure is the median of several rounds of repetitions between two waits for the device, memory on the device,
@@ -12,6 +12,7 @@
 mod device;
 mod gaussians;
 mod field;
+mod iterations;
 mod measure;
 mod preview;
 mod volumes;
@@ -92,17 +93,18 @@ fn run(options: &Options) -> Result<bool, String> {
     println!("{machine}");
     let settings = Settings { machine, small: options.small };
     let asked = |name: &str| options.cases.is_empty() || options.cases.iter().any(|case| name.contains(case.as_str()));
-    let (mut rows, mut failed, mut preview) = (Vec::<Value>::new(), Vec::<Value>::new(), Value::Null);
+    let (mut rows, mut failed) = (Vec::<Value>::new(), Vec::<Value>::new());
+    let (mut preview, mut iterations) = (Value::Null, Value::Null);
     // After each case, so that a run that is cut off leaves what it has.
-    let write = |rows: &[Value], failed: &[Value], preview: &Value| {
+    let write = |rows: &[Value], failed: &[Value], [preview, iterations]: [&Value; 2]| {
         let Some(path) = &options.json else { return Ok(()) };
         let report = json!({
             "bench": "cuda", "sizes": if options.small { "small" } else { "full" }, "machine": settings.machine.json(), "rows": rows,
-            "failed": failed, "preview": preview,
+            "failed": failed, "preview": preview, "iterations": iterations,
         });
         std::fs::write(path, format!("{report:#}\n")).map_err(|error| format!("{path}: {error}"))
     };
-    write(&rows, &failed, &preview)?;
+    write(&rows, &failed, [&preview, &iterations])?;
     for (name, sizes, case) in CASES.into_iter().filter(|(name, ..)| asked(name)) {
         let sizes = settings.size(sizes, "next to nothing");
         println!("\n{name} ({sizes}):");
@@ -112,7 +114,18 @@ fn run(options: &Options) -> Result<bool, String> {
             failed.push(json!({"case": name, "error": error.to_string()}));
         }
         rows.extend(of_case.iter().map(|row| row.json((name, sizes), &settings.machine)));
-        write(&rows, &failed, &preview)?;
+        write(&rows, &failed, [&preview, &iterations])?;
+    }
+    if asked("iterations") {
+        println!("\niterations:");
+        match iterations::measure(&settings) {
+            Ok(found) => iterations = found,
+            Err(error) => {
+                println!("  FAILED: {error}");
+                failed.push(json!({"case": "iterations", "error": error}));
+            }
+        }
+        write(&rows, &failed, [&preview, &iterations])?;
     }
     if asked("preview") {
         println!("\npreview:");
@@ -123,7 +136,7 @@ fn run(options: &Options) -> Result<bool, String> {
                 failed.push(json!({"case": "preview", "error": error}));
             }
         }
-        write(&rows, &failed, &preview)?;
+        write(&rows, &failed, [&preview, &iterations])?;
     }
     Ok(failed.is_empty())
 }

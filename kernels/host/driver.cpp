@@ -7,6 +7,7 @@
 //   contexts   every call needs the thread's context
 //   memory     copies stay within device memory; those that do not wait go to and from pinned memory alone
 //   shared     more than 48 KiB of dynamic shared memory must have been permitted
+//   graphs     what is captured is carried out when its graph is launched, and not before; whoever waits while capturing is refused
 //   leaks      diffnr_stand_in_alive counts what was not given back
 //
 // Devices: 0 to 2 are good (workers 2, 3, 1; threads ascending but on 2; 1 eager in compute, its first stream, 2 in copies, its second), 3 is of an
@@ -40,6 +41,8 @@ enum Result : int {
     INVALID_CONTEXT = 201,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
+    NOT_PERMITTED = 800,
+    CAPTURE_UNSUPPORTED = 900,
     LAUNCH_FAILED = 719,
 };
 
@@ -86,9 +89,17 @@ struct Task {
     uint64_t until = 0;
 };
 
+// What was captured: work, and its kind as cuGraphNodeGetType gives it. An executable graph is another of these.
+struct Graph {
+    int device;
+    std::vector<std::pair<int, std::function<Result()>>> nodes;
+};
+enum NodeType : int { KERNEL = 0, COPY = 1, FILL = 2, TAKE_MEMORY = 10 };
+
 struct Stream {
     int device;
     bool eager;
+    std::shared_ptr<Graph> capture;
     std::deque<Task> tasks;
     uint64_t done = 0;
     Result failed = SUCCESS;
@@ -129,6 +140,9 @@ struct World {
     std::map<void*, std::unique_ptr<Function>> functions;
     std::map<void*, std::shared_ptr<Stream>> streams;
     int streams_made[5] = {};
+    std::map<void*, std::shared_ptr<Graph>> graphs, executables;
+    // What is wrong with the graphs of a device: 1: they take memory, 2: none can be made.
+    int graphs_wrong[5] = {};
     std::map<void*, std::unique_ptr<Event>> events;
 };
 
@@ -153,9 +167,13 @@ bool within(const std::map<uintptr_t, size_t>& blocks, uintptr_t from, size_t by
     return from - block->first <= block->second && bytes <= block->second - (from - block->first);
 }
 
-Result put(void* handle, std::function<Result()> work) {
+Result put(void* handle, NodeType type, std::function<Result()> work) {
     auto stream = world().streams.find(handle);
     if (stream == world().streams.end()) return INVALID_HANDLE;
+    if (stream->second->capture) {
+        stream->second->capture->nodes.push_back({type, std::move(work)});
+        return SUCCESS;
+    }
     stream->second->tasks.push_back({std::move(work), {}, 0});
     for (auto& each : world().streams) each.second->go_on();
     return SUCCESS;
@@ -193,6 +211,12 @@ EXPORT int diffnr_stand_in_alive(int device) {
     return alive;
 }
 
+// See graphs_wrong.
+EXPORT void diffnr_stand_in_spoil_graphs(int device, int how) {
+    std::lock_guard<std::mutex> guard(world().mutex);
+    world().graphs_wrong[device] = how;
+}
+
 EXPORT int cuGetErrorString(int error, const char** text) {
     *text = error == OUT_OF_MEMORY ? "out of memory" : error == LAUNCH_FAILED ? "unspecified launch failure" : "refused";
     return SUCCESS;
@@ -204,6 +228,7 @@ EXPORT int cuGetErrorName(int error, const char** name) {
         {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED"}, {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE"},
         {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"}, {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE"},
         {NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},             {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED"},
+        {NOT_PERMITTED, "CUDA_ERROR_NOT_PERMITTED"},     {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
     };
     auto found = names.find(error);
     *name = found == names.end() ? "CUDA_ERROR" : found->second;
@@ -406,8 +431,87 @@ EXPORT int cuStreamSynchronize(void* handle) {
     IN_CONTEXT;
     auto stream = w.streams.find(handle);
     if (stream == w.streams.end()) return INVALID_HANDLE;
+    if (stream->second->capture) return CAPTURE_UNSUPPORTED;
     stream->second->run_until(stream->second->asked());
     return stream->second->failed;
+}
+
+EXPORT int cuStreamBeginCapture_v2(void* handle, int) {
+    IN_CONTEXT;
+    auto stream = w.streams.find(handle);
+    if (stream == w.streams.end()) return INVALID_HANDLE;
+    if (stream->second->capture) return CAPTURE_UNSUPPORTED;
+    stream->second->capture = std::make_shared<Graph>(Graph{current, {}});
+    return SUCCESS;
+}
+
+EXPORT int cuStreamEndCapture(void* handle, void** graph) {
+    IN_CONTEXT;
+    auto stream = w.streams.find(handle);
+    if (stream == w.streams.end() || !stream->second->capture) return INVALID_HANDLE;
+    std::shared_ptr<Graph> captured = std::move(stream->second->capture);
+    stream->second->capture.reset();
+    if (w.graphs_wrong[current] == 1) captured->nodes.push_back({TAKE_MEMORY, nullptr});
+    *graph = own(captured.get());
+    w.graphs[*graph] = captured;
+    return SUCCESS;
+}
+
+EXPORT int cuGraphGetNodes(void* handle, void** nodes, size_t* count) {
+    IN_CONTEXT;
+    auto graph = w.graphs.find(handle);
+    if (graph == w.graphs.end()) return INVALID_HANDLE;
+    auto& all = graph->second->nodes;
+    if (nodes == nullptr) *count = all.size();
+    for (size_t i = 0; nodes != nullptr && i < *count; i++) nodes[i] = i < all.size() ? &all[i] : nullptr;
+    return SUCCESS;
+}
+
+EXPORT int cuGraphNodeGetType(void* node, int* type) {
+    IN_CONTEXT;
+    if (node == nullptr) return INVALID_HANDLE;
+    *type = static_cast<std::pair<int, std::function<Result()>>*>(node)->first;
+    return SUCCESS;
+}
+
+EXPORT int cuGraphInstantiateWithFlags(void** executable, void* handle, unsigned long long) {
+    IN_CONTEXT;
+    auto graph = w.graphs.find(handle);
+    if (graph == w.graphs.end()) return INVALID_HANDLE;
+    if (w.graphs_wrong[current] == 2) return NOT_PERMITTED;
+    auto made = std::make_shared<Graph>(*graph->second);
+    *executable = own(made.get());
+    w.executables[*executable] = made;
+    return SUCCESS;
+}
+
+EXPORT int cuGraphUpload(void* executable, void* stream) {
+    IN_CONTEXT;
+    return w.executables.count(executable) && w.streams.count(stream) ? SUCCESS : INVALID_HANDLE;
+}
+
+EXPORT int cuGraphLaunch(void* executable, void* stream) {
+    IN_CONTEXT;
+    auto graph = w.executables.find(executable);
+    if (graph == w.executables.end()) return INVALID_HANDLE;
+    return put(stream, KERNEL, [graph = graph->second]() -> Result {
+        for (auto& node : graph->nodes) {
+            if (Result result = node.second(); result != SUCCESS) return result;
+        }
+        return SUCCESS;
+    });
+}
+
+EXPORT int cuGraphExecDestroy(void* executable) {
+    IN_CONTEXT;
+    w.owners.erase(executable);
+    return w.executables.erase(executable) ? SUCCESS : INVALID_HANDLE;
+}
+
+EXPORT int cuGraphDestroy(void* graph) {
+    IN_CONTEXT;
+    w.owners.erase(graph);
+    return w.graphs.erase(graph) ? SUCCESS : INVALID_HANDLE;
 }
 
 EXPORT int cuEventCreate(void** handle, unsigned) {
@@ -429,6 +533,7 @@ EXPORT int cuEventRecord(void* handle, void* in) {
     auto event = w.events.find(handle);
     auto stream = w.streams.find(in);
     if (event == w.events.end() || stream == w.streams.end()) return INVALID_HANDLE;
+    if (stream->second->capture) return CAPTURE_UNSUPPORTED;
     *event->second = {stream->second, stream->second->asked()};
     return SUCCESS;
 }
@@ -448,6 +553,7 @@ EXPORT int cuStreamWaitEvent(void* handle, void* of, unsigned) {
     auto event = w.events.find(of);
     auto stream = w.streams.find(handle);
     if (event == w.events.end() || stream == w.streams.end()) return INVALID_HANDLE;
+    if (stream->second->capture) return CAPTURE_UNSUPPORTED;
     stream->second->tasks.push_back({nullptr, event->second->stream, event->second->work});
     stream->second->go_on();
     return SUCCESS;
@@ -457,20 +563,20 @@ EXPORT int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, voi
     IN_CONTEXT;
     if (!within(w.device_memory, to, bytes) || !within(w.pinned_memory, reinterpret_cast<uintptr_t>(from), bytes))
         return INVALID_VALUE;
-    return put(stream, [=] { return memcpy(reinterpret_cast<void*>(to), from, bytes), SUCCESS; });
+    return put(stream, COPY, [=] { return memcpy(reinterpret_cast<void*>(to), from, bytes), SUCCESS; });
 }
 
 EXPORT int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
     IN_CONTEXT;
     if (!within(w.device_memory, from, bytes) || !within(w.pinned_memory, reinterpret_cast<uintptr_t>(to), bytes))
         return INVALID_VALUE;
-    return put(stream, [=] { return memcpy(to, reinterpret_cast<void*>(from), bytes), SUCCESS; });
+    return put(stream, COPY, [=] { return memcpy(to, reinterpret_cast<void*>(from), bytes), SUCCESS; });
 }
 
 EXPORT int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
     IN_CONTEXT;
     if (!within(w.device_memory, to, bytes) || !within(w.device_memory, from, bytes)) return INVALID_VALUE;
-    return put(stream, [=] {
+    return put(stream, COPY, [=] {
         return memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes), SUCCESS;
     });
 }
@@ -478,7 +584,7 @@ EXPORT int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* 
 EXPORT int cuMemsetD32Async(uint64_t to, uint32_t pattern, size_t words, void* stream) {
     IN_CONTEXT;
     if (to % 4 != 0 || !within(w.device_memory, to, 4 * words)) return INVALID_VALUE;
-    return put(stream, [=] {
+    return put(stream, FILL, [=] {
         for (size_t i = 0; i < words; i++) reinterpret_cast<uint32_t*>(to)[i] = pattern;
         return SUCCESS;
     });
@@ -501,7 +607,7 @@ EXPORT int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsign
         memcpy((*values)[i].bytes, arguments[i], function->argument_bytes[i]);
     }
     const Device* device = &DEVICES[current];
-    return put(stream, [=]() -> Result {
+    return put(stream, KERNEL, [=]() -> Result {
         std::vector<void*> pointers;
         for (Value& value : *values) pointers.push_back(value.bytes);
         const uint32_t grid[] = {grid_x, grid_y, grid_z}, block[] = {block_x, block_y, block_z};

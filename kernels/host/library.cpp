@@ -20,6 +20,7 @@
 #include "../gaussian_voxelise_backward.cu"
 #include "../loss_image.cu"
 #include "../loss_volume.cu"
+#include "../parameters.cu"
 #include "../sart.cu"
 #include "../slices.cu"
 #include "../sum.cu"

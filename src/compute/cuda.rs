@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! operation (this module) ──▶ Launcher ──▶ driver: a GPU, the images of kernels/prebuilt
-//! lengths, launch shape,              └──▶ executor: the same sources, compiled for the CPU, for tests (kernels/host)
-//! argument block
+//! lengths, launch shape,      ▲       └──▶ executor: the same sources, compiled for the CPU, for tests (kernels/host)
+//! argument block              └ recorder: the carrier's; makes one of all that an iteration asks for
 //! ```
 //!
 //! Buffers are [`DeviceSlice`]s and stay on the device; operations are put in order on it and nothing is copied between them. What an
@@ -44,17 +44,19 @@ mod loss_window;
 mod memory;
 mod operations;
 mod record_cache;
+mod recorder;
 mod sart;
 mod scan_table;
 mod slices;
 mod sum;
 mod tally;
+mod tape;
 mod total_variation;
 mod values;
 mod views;
 mod weight_projections;
 
-pub use adam_step::adam_step;
+pub use adam_step::{adam_step, changing};
 pub use back_project_fdk::back_project_fdk;
 pub use back_project_matched::back_project_matched;
 pub use carrier::CudaCompute;
@@ -65,7 +67,7 @@ pub use field_gradients::FieldGradientRoom;
 pub use field_project::{DeviceRays, PixelRecord, RayTable, RayView, field_project};
 pub use field_project_backward::field_project_backward;
 pub use field_table::{DeviceField, DeviceFieldGradients, FieldTable, LevelRecord};
-pub use field_voxelise::field_voxelise;
+pub use field_voxelise::{field_voxelise, jitter_key};
 pub use field_voxelise_backward::field_voxelise_backward;
 pub use filter_rows::{FilterTable, filter_rows};
 pub use forward_project::forward_project;
@@ -77,15 +79,17 @@ pub use gaussian_step::{add_position_norms, settle_gaussians, weigh_density_grad
 pub use gaussian_views::GaussianViews;
 pub use gaussian_voxelise::gaussian_voxelise;
 pub use gaussian_voxelise_backward::gaussian_voxelise_backward;
-pub use launcher::{Arguments, LaunchShape, Launcher};
+pub use launcher::{Arguments, Captured, LaunchShape, Launcher};
 pub use loss_image::{ImageLossSums, image_loss};
 pub use loss_volume::{VolumeSsimRoom, volume_ssim_loss};
 pub use memory::{Arena, DeviceSlice};
+pub use recorder::GroupCounts;
 pub use sart::{apply_correction, descend, squared_distance, squared_norm, weigh_residual};
 pub use scan_table::{ScanTable, ViewRecord};
 pub use slices::{SliceRoom, add_slices, deviations, farthest, first_beyond, gather_slices, leave_window};
 pub use sum::DeviceSum;
 pub use tally::Tally;
+pub use tape::Tape;
 pub use total_variation::{add_total_variation_gradient, total_variation};
 pub use values::{add_modulus_gradient, add_scaled, count_not_finite, dot, hold_at_zero, scale, subtract};
 pub use views::{held_back_squares, mix_sharpened, take_aperture, times_root, whiten};

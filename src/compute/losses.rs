@@ -11,7 +11,7 @@
 //! wholly inside, as the metric's tradition has it; the two agree window by window where both have one.
 
 use super::cpu::check_values;
-use super::{ComputeError, Values, ValuesMut};
+use super::{ComputeError, Left, Values, ValuesMut};
 use crate::geometry::Detector;
 
 /// Largest problem that a carrier must be ready for; see [`super::Workload`].
@@ -202,7 +202,15 @@ pub trait LossCompute: Send + Sync {
         measured: Values<'_>,
         weights: Option<Values<'_>>,
         by_projections: ValuesMut<'_>,
-    ) -> Result<ImageLossValue, ComputeError>;
+    ) -> Result<Left<ImageLossValue>, ComputeError>;
+
+    /// The value that the last [`LossCompute::image_loss`] has left with the carrier, once its group has ended.
+    ///
+    /// # Errors
+    /// [`ComputeError::Device`] where it has left none, or the device refuses.
+    fn image_loss_left(&self) -> Result<ImageLossValue, ComputeError> {
+        Err(none_left("image_loss"))
+    }
 
     /// `1 - SSIM3D` of `volume` against `reference`, both `[x][y][z]` and in one unit (1/mm): the mean over the three axes, weighted by
     /// [`VolumeSsimLoss::axes`], of the mean over the slices across each of the slices' two-dimensional SSIM, slices whose reference is empty
@@ -217,7 +225,20 @@ pub trait LossCompute: Send + Sync {
         volume: Values<'_>,
         reference: Values<'_>,
         by_volume: ValuesMut<'_>,
-    ) -> Result<VolumeSsimValue, ComputeError>;
+    ) -> Result<Left<VolumeSsimValue>, ComputeError>;
+
+    /// As [`LossCompute::image_loss_left`], of [`LossCompute::volume_ssim_loss`].
+    ///
+    /// # Errors
+    /// As there.
+    fn volume_ssim_loss_left(&self) -> Result<VolumeSsimValue, ComputeError> {
+        Err(none_left("volume_ssim_loss"))
+    }
+}
+
+/// For a carrier that has left no value of an operation.
+pub(super) fn none_left(operation: &str) -> ComputeError {
+    ComputeError::Device { device: "carrier".into(), reason: format!("{operation} has left no value with it") }
 }
 
 /// Weights of line integrals by their noise, with mean 1: the inverse of the variance of `-ln(N / photons)`, `N^2 / (N + electronic_noise^2)`, where

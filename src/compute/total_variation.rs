@@ -7,7 +7,7 @@
 //! cubic voxels plain differences of neighbours, on others in the ratio of the true gradient. The unit is that of the volume (1/mm), as is
 //! epsilon's; the sum runs over voxels, not over mm^3.
 
-use super::{ComputeError, Values, ValuesMut};
+use super::{ComputeError, Left, Values, ValuesMut};
 use crate::geometry::VolumeGrid;
 
 /// What defines the total variation of a volume.
@@ -79,7 +79,7 @@ pub trait VariationCompute: Send + Sync {
     /// [`ComputeError::Shape`] where the volume does not fit, [`ComputeError::Value`] for an epsilon or a scale that is not positive.
     fn total_variation(&self, variation: &TotalVariation, volume: Values<'_>) -> Result<f64, ComputeError>;
 
-    /// **Adds** `weight * dTV/dvolume` to `gradient` (`[x][y][z]`) and returns `TV(volume)` (without the weight).
+    /// **Adds** `weight * dTV/dvolume` to `gradient` (`[x][y][z]`) and finds `TV(volume)` (without the weight).
     ///
     /// # Errors
     /// As [`VariationCompute::total_variation`].
@@ -89,5 +89,5 @@ pub trait VariationCompute: Send + Sync {
         weight: f32,
         volume: Values<'_>,
         gradient: ValuesMut<'_>,
-    ) -> Result<f64, ComputeError>;
+    ) -> Result<Left<f64>, ComputeError>;
 }

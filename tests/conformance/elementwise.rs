@@ -169,7 +169,8 @@ fn adam_steps_as_on_the_cpu() {
             CpuCompute::new(1).unwrap().adam_step(&settings, p, &gradients, m, v).unwrap();
             let given = carrier.run(|launcher| {
                 let [p, g, m, v] = [&parameters, &gradients, &first, &second].map(|values| upload(launcher, values));
-                cuda::adam_step(launcher, &settings, p, g, m, v).unwrap();
+                let changing = upload(launcher, &cuda::changing(&settings));
+                cuda::adam_step(launcher, &settings, changing, p, g, m, v).unwrap();
                 [p, m, v].map(|slice| download(launcher, slice)).to_vec()
             });
             for (given, expected) in given.iter().zip(&expected) {

@@ -2,7 +2,7 @@
 
 use diffnr::compute::ComputeError;
 use diffnr::compute::cuda;
-use diffnr::compute::cuda::{DeviceFieldGradients, FieldGradientRoom, Launcher};
+use diffnr::compute::cuda::{DeviceFieldGradients, DeviceSlice, FieldGradientRoom, Launcher};
 use diffnr::compute::field::{FieldJitter, FieldShape, HostFieldGradients};
 use diffnr::geometry::VolumeGrid;
 use glam::DVec3;
@@ -17,12 +17,17 @@ use crate::values::{assert_close, download, random, signed, unwritten, upload};
 /// products, and the exponential. Found: 4e-7.
 const VALUES: f32 = 2e-6;
 
+/// The draw on the device.
+fn key(launcher: &dyn Launcher, jitter: Option<FieldJitter>) -> Option<DeviceSlice<u32>> {
+    jitter.map(|_| DeviceSlice::upload(launcher, &cuda::jitter_key(jitter)).unwrap())
+}
+
 /// The values, and whether voxels count as within the box, are the CPU's.
 fn assert_values(carrier: &Carrier, what: &str, owned: &Owned, grid: &VolumeGrid, jitter: Option<FieldJitter>) {
     let given = carrier.run(|launcher| {
         let table = owned.table(launcher);
         let volume = unwritten(launcher, grid.len());
-        cuda::field_voxelise(launcher, grid, &owned.upload(launcher, &table), jitter, volume).unwrap();
+        cuda::field_voxelise(launcher, grid, &owned.upload(launcher, &table), key(launcher, jitter), volume).unwrap();
         vec![download(launcher, volume)]
     });
     let mut expected = vec![f32::NAN; grid.len()];
@@ -47,6 +52,7 @@ fn backward(
     let gradients = DeviceFieldGradients { tables, network };
     let room = FieldGradientRoom::allocate(launcher, &owned.layout, grid.voxels, 0).unwrap();
     let field = owned.upload(launcher, &table);
+    let jitter = key(launcher, jitter);
     cuda::field_voxelise_backward(launcher, grid, &field, jitter, upload(launcher, by), &gradients, &room).unwrap();
     vec![download(launcher, tables), download(launcher, network)]
 }
@@ -180,7 +186,8 @@ fn gradients_are_the_slopes_of_the_values() {
         let gradients = backward(launcher, &owned, &grid, JITTER, &by, &zeros);
         let (table, volume) = (owned.table(launcher), unwritten(launcher, grid.len()));
         let loss = |owned: &Owned| {
-            cuda::field_voxelise(launcher, &grid, &owned.upload(launcher, &table), JITTER, volume).unwrap();
+            let jitter = key(launcher, JITTER);
+            cuda::field_voxelise(launcher, &grid, &owned.upload(launcher, &table), jitter, volume).unwrap();
             crate::values::dot(&download(launcher, volume), &by)
         };
         for (part, of_part) in gradients.iter().enumerate() {
@@ -389,6 +396,8 @@ fn what_does_not_fit_is_refused() {
         refused(forward(cuda::DeviceField { tables: short, ..field }, volume), "tables");
         refused(forward(cuda::DeviceField { network: short, ..field }, volume), "network");
         refused(forward(cuda::DeviceField { level_weights: &[1.0], ..field }, volume), "level_weights");
+        let short_key = Some(DeviceSlice::upload(l, &[0; 3]).unwrap());
+        refused(cuda::field_voxelise(l, &grid, &field, short_key, volume), "jitter");
         let not_finite = [1.0, f32::NAN, 1.0, 1.0, 1.0];
         let error = forward(cuda::DeviceField { level_weights: &not_finite, ..field }, volume).unwrap_err();
         assert!(error.to_string().contains("`level_weights` of element 1 is NaN"), "{error}");

@@ -18,6 +18,7 @@ mod gaussian_projections;
 mod gaussian_scenes;
 mod gaussian_step;
 mod gaussian_volumes;
+mod groups;
 mod losses;
 mod optimisation;
 mod prebuilt;

@@ -79,11 +79,12 @@ fn elementwise_operations_refuse_wrong_lengths() {
         refused(cuda::squared_norm(l, a, &small), "squared_norm", "sum");
         refused(cuda::squared_distance(l, a, short, &sum), "squared_distance", "second");
         let adam = AdamStep::new(0.1, 1);
-        let d = new(l, 9000);
-        refused(cuda::adam_step(l, &adam, a, short, b, c), "adam_step", "gradients");
-        refused(cuda::adam_step(l, &adam, a, b, short, c), "adam_step", "first");
-        refused(cuda::adam_step(l, &adam, a, b, c, short), "adam_step", "second");
-        cuda::adam_step(l, &adam, a, b, c, d).unwrap();
+        let (d, now) = (new(l, 9000), new(l, 2));
+        refused(cuda::adam_step(l, &adam, short, a, b, c, d), "adam_step", "changing");
+        refused(cuda::adam_step(l, &adam, now, a, short, b, c), "adam_step", "gradients");
+        refused(cuda::adam_step(l, &adam, now, a, b, short, c), "adam_step", "first");
+        refused(cuda::adam_step(l, &adam, now, a, b, c, short), "adam_step", "second");
+        cuda::adam_step(l, &adam, now, a, b, c, d).unwrap();
 
         let variation = TotalVariation { voxels: [10, 30, 30], scale: [1.0; 3], epsilon: 0.1 };
         let sum = DeviceSum::for_volume(l, variation.voxels).unwrap();

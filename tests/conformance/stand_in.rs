@@ -11,6 +11,7 @@ use libloading::Library;
 use crate::carriers::{build, library};
 
 type Begin = unsafe extern "C" fn(*const (), *const ());
+type Spoil = unsafe extern "C" fn(i32, i32);
 type Alive = unsafe extern "C" fn(i32) -> i32;
 
 /// Stays loaded, as the executor's library.
@@ -49,6 +50,12 @@ pub(crate) fn folder() -> &'static Path {
 pub(crate) fn alive(device: i32) -> i32 {
     // SAFETY: as `kernels/host/driver.cpp` declares it.
     unsafe { stand_in().driver.get::<Alive>(b"diffnr_stand_in_alive").unwrap()(device) }
+}
+
+/// What is wrong with the graphs of a device from now on: 0: nothing, 1: they take memory, 2: none can be made.
+pub(crate) fn spoil_graphs(device: i32, how: i32) {
+    // SAFETY: as `kernels/host/driver.cpp` declares it.
+    unsafe { stand_in().driver.get::<Spoil>(b"diffnr_stand_in_spoil_graphs").unwrap()(device, how) }
 }
 
 /// One image, which the stand-in looks at no further, with all kernels of the sources.

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::super::losses::{ImageLoss, ImageLossValue, LossCompute, LossWorkload, VolumeSsimLoss, VolumeSsimValue};
-use super::super::{ComputeError, Values, ValuesMut};
+use super::super::{ComputeError, Left, Values, ValuesMut};
 use super::scratch::Need;
 use super::{CpuCompute, loss_image, loss_volume};
 use crate::geometry::Detector;
@@ -29,16 +29,17 @@ impl LossCompute for CpuCompute {
         measured: Values<'_>,
         weights: Option<Values<'_>>,
         by_projections: ValuesMut<'_>,
-    ) -> Result<ImageLossValue, ComputeError> {
+    ) -> Result<Left<ImageLossValue>, ComputeError> {
         const OPERATION: &str = "image_loss";
-        self.image_loss(
+        let value = self.image_loss(
             detector,
             settings,
             projections.host(OPERATION)?,
             measured.host(OPERATION)?,
             weights.map(|weights| weights.host(OPERATION)).transpose()?,
             by_projections.host(OPERATION)?,
-        )
+        )?;
+        Ok(Left::AtHand(value))
     }
 
     fn volume_ssim_loss(
@@ -48,10 +49,10 @@ impl LossCompute for CpuCompute {
         volume: Values<'_>,
         reference: Values<'_>,
         by_volume: ValuesMut<'_>,
-    ) -> Result<VolumeSsimValue, ComputeError> {
+    ) -> Result<Left<VolumeSsimValue>, ComputeError> {
         const OPERATION: &str = "volume_ssim_loss";
         let (volume, reference) = (volume.host(OPERATION)?, reference.host(OPERATION)?);
-        self.volume_ssim_loss(voxels, settings, volume, reference, by_volume.host(OPERATION)?)
+        self.volume_ssim_loss(voxels, settings, volume, reference, by_volume.host(OPERATION)?).map(Left::AtHand)
     }
 }
 

@@ -12,7 +12,7 @@
 #![allow(unsafe_code)]
 
 use super::super::total_variation::{TotalVariation, VariationCompute};
-use super::super::{ComputeError, Values, ValuesMut};
+use super::super::{ComputeError, Left, Values, ValuesMut};
 use super::simd::SimdLevel;
 use super::{CpuCompute, check_len};
 
@@ -32,9 +32,10 @@ impl VariationCompute for CpuCompute {
         weight: f32,
         volume: Values<'_>,
         gradient: ValuesMut<'_>,
-    ) -> Result<f64, ComputeError> {
+    ) -> Result<Left<f64>, ComputeError> {
         const OPERATION: &str = "add_total_variation_gradient";
-        self.add_total_variation_gradient(variation, weight, volume.host(OPERATION)?, gradient.host(OPERATION)?)
+        let (volume, gradient) = (volume.host(OPERATION)?, gradient.host(OPERATION)?);
+        self.add_total_variation_gradient(variation, weight, volume, gradient).map(Left::AtHand)
     }
 }
 
@@ -53,7 +54,7 @@ impl CpuCompute {
         Ok(self.pool.install(|| work.value(self.simd, 0, variation.voxels[0])))
     }
 
-    /// See [`VariationCompute::add_total_variation_gradient`].
+    /// See [`VariationCompute::add_total_variation_gradient`]; returns `TV(volume)`, without the weight.
     ///
     /// # Errors
     /// As there.

@@ -9,11 +9,13 @@ use super::super::{Address, Buffer, Compute, ComputeError, Memory, ProjectionWei
 use super::field_operations::FieldRoom;
 use super::gaussian_operations::GaussiansRoom;
 use super::record_cache::RecordCache;
+use super::recorder::Recorder;
 use super::{
-    DeviceSlice, DeviceSum, DeviceWeights, ExpertsTable, FilterTable, ImageLossSums, Launcher, ScanTable, SliceRoom,
-    ViewRecord, VolumeSsimRoom, sart, total_variation,
+    DeviceSlice, DeviceSum, DeviceWeights, ExpertsTable, FilterTable, GaussianRoom, GroupCounts, ImageLossSums,
+    Launcher, ScanTable, SliceRoom, ViewRecord, VolumeSsimRoom, sart, total_variation,
 };
 use crate::compute::experts::Experts;
+use crate::compute::losses::{ImageLoss, VolumeSsimLoss};
 use crate::geometry::{Detector, ScanGeometry, VolumeGrid};
 
 /// Carries out the operations on a device, which a [`Launcher`] stands for.
@@ -22,7 +24,7 @@ use crate::geometry::{Detector, ScanGeometry, VolumeGrid};
 /// in order on the device and do not wait for it, but for those that return a value. A ramp filter and the learned prior are uploaded when they are
 /// first used, which a daemon's rehearsal does before it is ready.
 pub struct CudaCompute {
-    pub(super) launcher: Box<dyn Launcher>,
+    pub(super) recorder: Recorder,
     state: Mutex<State>,
 }
 
@@ -41,13 +43,18 @@ pub(super) struct State {
     pub(super) volume_loss: Option<([usize; 3], VolumeSsimRoom)>,
     experts: Option<(Experts, ExpertsTable)>,
     pub(super) gaussians: Option<GaussiansRoom>,
+    /// What of a group has still to be asked for Gaussians that were left out.
+    pub(super) unsound_asked: Option<(&'static str, GaussianRoom)>,
+    /// Settings and pixels of the last loss of views that left its value on the device, and settings of the last of a volume.
+    pub(super) image_loss_left: Option<(ImageLoss, usize)>,
+    pub(super) volume_loss_left: Option<VolumeSsimLoss>,
     pub(super) field: Option<FieldRoom>,
     pub(super) slices: Option<SliceRoom>,
 }
 
 impl std::fmt::Debug for CudaCompute {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CudaCompute").field("launcher", &self.launcher.description()).finish_non_exhaustive()
+        f.debug_struct("CudaCompute").field("launcher", &self.recorder.description()).finish_non_exhaustive()
     }
 }
 
@@ -55,7 +62,7 @@ impl CudaCompute {
     /// A carrier that launches through `launcher`.
     #[must_use]
     pub fn new(launcher: Box<dyn Launcher>) -> Self {
-        Self { launcher, state: Mutex::default() }
+        Self { recorder: Recorder::new(launcher), state: Mutex::default() }
     }
 
     /// The table of a scan.
@@ -75,7 +82,24 @@ impl CudaCompute {
     }
 
     pub(super) fn launcher(&self) -> &dyn Launcher {
-        &*self.launcher
+        &self.recorder
+    }
+
+    /// How groups of operations ([`Compute::begin_group`]) were carried out so far.
+    #[must_use]
+    pub fn groups(&self) -> GroupCounts {
+        self.recorder.counts()
+    }
+
+    /// Whether groups are carried out operation by operation, to compare.
+    pub fn launch_singly(&self, singly: bool) {
+        self.recorder.launch_singly(singly);
+    }
+
+    /// Why groups are not carried out as one, where the device refused that.
+    #[must_use]
+    pub fn groups_refused(&self) -> Option<String> {
+        self.recorder.refused()
     }
 }
 
@@ -136,11 +160,11 @@ impl Memory for CudaCompute {
     }
 
     fn finish(&self) -> Result<(), ComputeError> {
-        self.launcher.synchronize()
+        self.recorder.synchronize()
     }
 
     fn address(&self, values: ValuesMut<'_>) -> Option<Address> {
-        self.launcher.address_of(values.device("address").ok()?.bytes().start)
+        self.recorder.address_of(values.device("address").ok()?.bytes().start)
     }
 
     fn copy_len(&self, len: usize) -> usize {
@@ -150,20 +174,22 @@ impl Memory for CudaCompute {
 
 impl Compute for CudaCompute {
     fn description(&self) -> String {
-        self.launcher.description()
+        self.recorder.description()
     }
 
     fn provider(&self) -> String {
-        self.launcher.description()
+        self.recorder.description()
     }
 
     fn scratch_bytes(&self, workload: &Workload) -> usize {
         RecordCache::<ViewRecord, (Detector, VolumeGrid)>::bytes(workload.views_per_call)
             + workload.views_per_call * workload.columns * size_of::<f32>()
             + DeviceSum::bytes(sum_blocks(workload))
+            + Recorder::bytes()
     }
 
     fn prepare(&mut self, workload: &Workload) -> Result<(), ComputeError> {
+        self.recorder.prepare()?;
         let (launcher, mut state) = (self.launcher(), self.state());
         if state.scans.views() < workload.views_per_call {
             state.scans = RecordCache::allocate(launcher, workload.views_per_call)?;
@@ -177,6 +203,25 @@ impl Compute for CudaCompute {
             (state.sum, state.sum_blocks) = (Some(DeviceSum::for_blocks(launcher, blocks)?), blocks);
         }
         Ok(())
+    }
+
+    fn begin_group(&self) -> Result<(), ComputeError> {
+        self.recorder.begin();
+        Ok(())
+    }
+
+    fn end_group(&self) -> Result<(), ComputeError> {
+        self.recorder.end()?;
+        if self.recorder.is_gathering() {
+            return Ok(());
+        }
+        let asked = self.state().unsound_asked.take();
+        asked.map_or(Ok(()), |(operation, room)| self.refuse_unsound(operation, &room))
+    }
+
+    fn give_up_group(&self) {
+        self.state().unsound_asked = None;
+        self.recorder.give_up();
     }
 
     fn forward_project(

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! start   context ▶ images ▶ kernels by name ▶ one arena, pinned staging
-//! then    launches, fills, copies on the device ──▶ compute stream
+//! then    launches, fills, copies on the device ──▶ compute stream, one by one or as a graph of all that an iteration asks for
 //!         copies in and out, in pieces          ──▶ copy stream; either waits for what was asked of the other before
 //! ```
 //!
@@ -12,6 +12,7 @@
 #![allow(unsafe_code)] // Calls the driver.
 
 mod facts;
+mod graph;
 mod images;
 mod owned;
 
@@ -26,9 +27,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use cudarc::driver::sys::{self, CUdevice_attribute, CUdeviceptr, CUfunction, CUfunction_attribute};
 
 use super::super::{Address, ComputeError};
-use super::launcher::MOST_ARGUMENTS;
-use super::{Arena, Arguments, LaunchShape, Launcher};
+use super::launcher::{Captures, MOST_ARGUMENTS};
+use super::{Arena, Arguments, Captured, LaunchShape, Launcher, Tape};
 use facts::{attribute, checked, device_error, handle, start};
+use graph::Graph;
 use owned::{Context, DeviceMemory, Event, Module, PinnedMemory, Stream};
 
 /// Pinned memory of the host through which copies go; larger ones go in pieces of half of it, one being filled while the other is copied.
@@ -72,6 +74,7 @@ struct Order {
     /// The last of the compute stream that copies wait for, and the other way about.
     launched: Event,
     copied: Event,
+    graphs: Captures<Graph>,
 }
 
 // SAFETY: the driver's handles may be used from any thread that has made the context its own, which every operation does; the staging is
@@ -122,6 +125,7 @@ impl Driver {
             half: 0,
             launched: Event::new()?,
             copied: Event::new()?,
+            graphs: Captures::default(),
         };
         let driver = Self {
             arena: Arena::new(arena_bytes),
@@ -157,17 +161,19 @@ impl Driver {
     /// Every call once, on memory beside the arena: what cannot work shows now, and what the driver sets up when it is first asked is there.
     fn try_everything(&self) -> Result<(), ComputeError> {
         let trial = self.memory.address() + self.arena.bytes().next_multiple_of(TRIAL_BYTES) as CUdeviceptr;
-        self.fill_at(trial, 0x3f80_0000, TRIAL_BYTES / 8)?;
-        self.copy_at(trial, trial + TRIAL_BYTES as CUdeviceptr / 2, TRIAL_BYTES / 2)?;
+        let mut order = self.begin()?;
+        self.fill_at(&mut order, trial, 0x3f80_0000, TRIAL_BYTES / 8)?;
+        self.copy_at(&mut order, trial, trial + TRIAL_BYTES as CUdeviceptr / 2, TRIAL_BYTES / 2)?;
         let (mut partials, mut count, mut total) = (trial, 0_i32, trial);
         let mut pointers = [(&raw mut partials).cast(), (&raw mut count).cast(), (&raw mut total).cast()];
         let shape = LaunchShape { grid: [1; 3], block: [256, 1, 1], shared_bytes: 0 };
         let sum = self.function("sum_partials")?;
         // SAFETY: the arguments of sum.cu; it reads nothing and writes one float64.
-        unsafe { self.launch_with("sum_partials", sum, shape, &mut pointers) }?;
+        unsafe { self.launch_with(&mut order, "sum_partials", sum, shape, &mut pointers) }?;
         let mut bytes = [0; TRIAL_BYTES];
-        self.copy_out_at(trial, &mut bytes)?;
-        self.copy_in_at(trial, &bytes)?;
+        self.copy_out_at(&mut order, trial, &mut bytes)?;
+        self.copy_in_at(&mut order, trial, &bytes)?;
+        drop(order);
         self.synchronize()?;
         let floats = |bytes: &[u8]| bytes.chunks_exact(4).all(|float| float == 1.0_f32.to_ne_bytes());
         let (sum, rest) = bytes.split_at(8);
@@ -205,12 +211,12 @@ impl Driver {
     /// As [`Launcher::launch`].
     unsafe fn launch_with(
         &self,
+        _order: &mut Order,
         name: &str,
         function: CUfunction,
         shape: LaunchShape,
         pointers: &mut [*mut c_void],
     ) -> Result<(), ComputeError> {
-        let _order = self.begin()?;
         let ([x, y, z], [of_x, of_y, of_z]) = (shape.grid, shape.block);
         // SAFETY: handle and stream are alive, the driver reads the arguments before it returns; the rest is the caller's promise.
         let code = unsafe {
@@ -225,8 +231,45 @@ impl Driver {
         }
     }
 
-    fn copy_in_at(&self, to: CUdeviceptr, from: &[u8]) -> Result<(), ComputeError> {
-        let mut order = self.begin()?;
+    /// See [`Launcher::launch`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn launch_within(
+        &self,
+        order: &mut Order,
+        kernel: &str,
+        shape: LaunchShape,
+        arguments: &Arguments,
+    ) -> Result<(), ComputeError> {
+        let function = self.function(kernel)?;
+        let (mut arguments, mut pointers) = (arguments.clone(), [null_mut(); MOST_ARGUMENTS]);
+        arguments
+            .resolve(self.memory.address(), self.arena.used(), |index, bytes| {
+                pointers[index] = bytes.as_mut_ptr().cast();
+            })
+            .map_err(|reason| device_error(format!("kernel {kernel}: {reason}")))?;
+        // SAFETY: the caller's promise; the pointers are to `arguments`, which outlives the call.
+        unsafe { self.launch_with(order, kernel, function, shape, &mut pointers) }
+    }
+
+    /// See [`Launcher::copy`].
+    fn copy_within(&self, order: &mut Order, from: usize, to: usize, bytes: usize) -> Result<(), ComputeError> {
+        if from.abs_diff(to) < bytes {
+            return Err(device_error(format!("{bytes} bytes at {from} and at {to} overlap")));
+        }
+        let (from, to) = (self.address(from..from.saturating_add(bytes))?, self.address(to..to.saturating_add(bytes))?);
+        if bytes == 0 { Ok(()) } else { self.copy_at(order, from, to, bytes) }
+    }
+
+    /// See [`Launcher::fill`].
+    fn fill_within(&self, order: &mut Order, bytes: Range<usize>, pattern: u32) -> Result<(), ComputeError> {
+        let words = bytes.len() / size_of::<u32>();
+        let to = self.address(bytes)?;
+        if words == 0 { Ok(()) } else { self.fill_at(order, to, pattern, words) }
+    }
+
+    fn copy_in_at(&self, order: &mut Order, to: CUdeviceptr, from: &[u8]) -> Result<(), ComputeError> {
         order.launched.record(&self.compute)?;
         self.copies.wait_for(&order.launched)?;
         for (piece, from) in from.chunks(PIECE).enumerate() {
@@ -245,8 +288,7 @@ impl Driver {
         self.compute.wait_for(&order.copied)
     }
 
-    fn copy_out_at(&self, from: CUdeviceptr, to: &mut [u8]) -> Result<(), ComputeError> {
-        let mut order = self.begin()?;
+    fn copy_out_at(&self, order: &mut Order, from: CUdeviceptr, to: &mut [u8]) -> Result<(), ComputeError> {
         order.launched.record(&self.compute)?;
         self.copies.wait_for(&order.launched)?;
         // While a piece is copied to one half, the piece before it is taken out of the other.
@@ -265,19 +307,23 @@ impl Driver {
             let code = unsafe { sys::cuMemcpyDtoHAsync_v2(staged.cast(), from, to.len(), self.copies.handle()) };
             checked("cuMemcpyDtoHAsync", code)?;
             order.taken[half].record(&self.copies)?;
-            take(&order, before.replace((half, staged, to)))?;
+            take(order, before.replace((half, staged, to)))?;
         }
-        take(&order, before)
+        take(order, before)
     }
 
-    fn copy_at(&self, from: CUdeviceptr, to: CUdeviceptr, bytes: usize) -> Result<(), ComputeError> {
-        let _order = self.begin()?;
+    fn copy_at(
+        &self,
+        _order: &mut Order,
+        from: CUdeviceptr,
+        to: CUdeviceptr,
+        bytes: usize,
+    ) -> Result<(), ComputeError> {
         // SAFETY: both are memory of the device that the caller owns, apart from each other.
         checked("cuMemcpyDtoDAsync", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.compute.handle()) })
     }
 
-    fn fill_at(&self, to: CUdeviceptr, pattern: u32, words: usize) -> Result<(), ComputeError> {
-        let _order = self.begin()?;
+    fn fill_at(&self, _order: &mut Order, to: CUdeviceptr, pattern: u32, words: usize) -> Result<(), ComputeError> {
         // SAFETY: memory of the device that the caller owns.
         checked("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(to, pattern, words, self.compute.handle()) })
     }
@@ -328,6 +374,10 @@ impl Drop for Driver {
     fn drop(&mut self) {
         // What is still under way ends before its memory goes. Nobody is left to hear of errors.
         let _ = self.synchronize();
+        // While the context is this thread's.
+        if let Ok(mut order) = self.begin() {
+            order.graphs.clear();
+        }
     }
 }
 
@@ -346,38 +396,50 @@ impl Launcher for Driver {
 
     fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), ComputeError> {
         let to = self.address(offset..offset.saturating_add(from.len()))?;
-        if from.is_empty() { Ok(()) } else { self.copy_in_at(to, from) }
+        if from.is_empty() { Ok(()) } else { self.copy_in_at(&mut *self.begin()?, to, from) }
     }
 
     fn copy_out(&self, offset: usize, to: &mut [u8]) -> Result<(), ComputeError> {
         let from = self.address(offset..offset.saturating_add(to.len()))?;
-        if to.is_empty() { Ok(()) } else { self.copy_out_at(from, to) }
+        if to.is_empty() { Ok(()) } else { self.copy_out_at(&mut *self.begin()?, from, to) }
     }
 
     fn copy(&self, from: usize, to: usize, bytes: usize) -> Result<(), ComputeError> {
-        if from.abs_diff(to) < bytes {
-            return Err(device_error(format!("{bytes} bytes at {from} and at {to} overlap")));
-        }
-        let (from, to) = (self.address(from..from.saturating_add(bytes))?, self.address(to..to.saturating_add(bytes))?);
-        if bytes == 0 { Ok(()) } else { self.copy_at(from, to, bytes) }
+        self.copy_within(&mut *self.begin()?, from, to, bytes)
     }
 
     fn fill(&self, bytes: Range<usize>, pattern: u32) -> Result<(), ComputeError> {
-        let words = bytes.len() / size_of::<u32>();
-        let to = self.address(bytes)?;
-        if words == 0 { Ok(()) } else { self.fill_at(to, pattern, words) }
+        self.fill_within(&mut *self.begin()?, bytes, pattern)
     }
 
-    unsafe fn launch(&self, kernel: &str, shape: LaunchShape, arguments: &Arguments) -> Result<(), ComputeError> {
-        let function = self.function(kernel)?;
-        let (mut arguments, mut pointers) = (arguments.clone(), [null_mut(); MOST_ARGUMENTS]);
-        arguments
-            .resolve(self.memory.address(), self.arena.used(), |index, bytes| {
-                pointers[index] = bytes.as_mut_ptr().cast();
-            })
-            .map_err(|reason| device_error(format!("kernel {kernel}: {reason}")))?;
-        // SAFETY: the caller's promise; the pointers are to `arguments`, which outlives the call.
-        unsafe { self.launch_with(kernel, function, shape, &mut pointers) }
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        shape: LaunchShape,
+        arguments: &Arguments,
+    ) -> Result<(), ComputeError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_within(&mut *self.begin()?, kernel, shape, arguments) }
+    }
+
+    fn capture(&self, tape: &Tape) -> Result<Captured, ComputeError> {
+        let mut order = self.begin()?;
+        let graph = self.graph_of(&mut order, tape)?;
+        Ok(order.graphs.keep(graph))
+    }
+
+    fn replay(&self, captured: Captured) -> Result<(), ComputeError> {
+        let order = self.begin()?;
+        let graph = order.graphs.get(captured);
+        graph.ok_or_else(|| device_error(format!("{captured:?} is not there")))?.launch(&self.compute)
+    }
+
+    fn discard(&self, captured: Captured) {
+        // Nobody is left to hear of errors.
+        if let Ok(mut order) = self.begin() {
+            let _ = self.compute.synchronize();
+            order.graphs.take(captured);
+        }
     }
 
     fn synchronize(&self) -> Result<(), ComputeError> {

@@ -9,10 +9,11 @@ use std::ffi::{CString, c_char, c_void};
 use std::ops::Range;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::super::{Address, ComputeError};
-use super::{Arena, Arguments, LaunchShape, Launcher};
+use super::launcher::Captures;
+use super::{Arena, Arguments, Captured, LaunchShape, Launcher, Tape};
 
 /// Version of the library's functions (`kernels/host/library.cpp`).
 const VERSION: u32 = 2;
@@ -57,6 +58,7 @@ pub struct Executor {
     /// What was handed out; held by whoever touches the memory, but for those who were told an address and work there between operations
     /// ([`super::super::Memory::address`]).
     buffers: Mutex<Vec<Range<usize>>>,
+    captures: Mutex<Captures<Tape>>,
     /// The functions above live as long as it does.
     _library: libloading::Library,
 }
@@ -103,7 +105,8 @@ impl Executor {
             forbid(memory.as_ptr().cast(), arena_bytes);
         }
         let arena = Arena::new(arena_bytes);
-        Ok(Self { workers, turns, arena, memory, launch, allow, buffers: Mutex::new(Vec::new()), _library: library })
+        let (buffers, captures) = (Mutex::default(), Mutex::default());
+        Ok(Self { workers, turns, arena, memory, launch, allow, buffers, captures, _library: library })
     }
 
     /// Address of `bytes`, where the arena holds them.
@@ -115,9 +118,13 @@ impl Executor {
         Ok(unsafe { self.memory.as_ptr().add(bytes.start) })
     }
 
+    fn captures(&self) -> MutexGuard<'_, Captures<Tape>> {
+        self.captures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Runs `work` while nobody else touches the memory.
     fn alone<R>(&self, work: impl FnOnce(&mut Vec<Range<usize>>) -> R) -> R {
-        work(&mut self.buffers.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+        work(&mut self.buffers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -192,7 +199,12 @@ impl Launcher for Executor {
         Ok(())
     }
 
-    unsafe fn launch(&self, kernel: &str, shape: LaunchShape, arguments: &Arguments) -> Result<(), ComputeError> {
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        shape: LaunchShape,
+        arguments: &Arguments,
+    ) -> Result<(), ComputeError> {
         let refused = |reason: &str| device_error(format!("kernel {kernel}: {reason}"));
         let name = CString::new(kernel).map_err(|_| refused("its name contains a zero"))?;
         let mut arguments = arguments.clone();
@@ -227,6 +239,19 @@ impl Launcher for Executor {
         }
         let end = reason.iter().position(|&byte| byte == 0).unwrap_or(reason.len());
         Err(refused(&String::from_utf8_lossy(&reason[..end])))
+    }
+
+    fn capture(&self, tape: &Tape) -> Result<Captured, ComputeError> {
+        Ok(self.captures().keep(tape.clone()))
+    }
+
+    fn replay(&self, captured: Captured) -> Result<(), ComputeError> {
+        let tape = self.captures().get(captured).cloned();
+        tape.ok_or_else(|| device_error(format!("{captured:?} is not there")))?.play(self)
+    }
+
+    fn discard(&self, captured: Captured) {
+        self.captures().take(captured);
     }
 
     /// Launches have ended when they return; this looks whether one wrote where no buffer is.

@@ -8,6 +8,7 @@ use super::super::field::{
     FieldCompute, FieldGradients, FieldJitter, FieldLayout, FieldParameters, FieldRays, FieldWorkload,
 };
 use super::super::{ComputeError, Values, ValuesMut};
+use super::recorder::Recorder;
 use super::{
     CudaCompute, DeviceField, DeviceFieldGradients, DeviceRays, DeviceSlice, FieldGradientRoom, FieldTable,
     PixelRecord, RayTable,
@@ -92,6 +93,15 @@ fn on_device(
 }
 
 impl CudaCompute {
+    /// The draw where kernels read it.
+    fn jitter_key(
+        &self,
+        operation: &'static str,
+        jitter: Option<FieldJitter>,
+    ) -> Result<Option<DeviceSlice<u32>>, ComputeError> {
+        jitter.map(|jitter| self.recorder.parameters(operation, &super::jitter_key(Some(jitter)))).transpose()
+    }
+
     /// Has `work` work with the room that was prepared.
     fn with_field<R>(
         &self,
@@ -109,10 +119,11 @@ impl FieldCompute for CudaCompute {
         let room =
             layout(workload).and_then(|layout| FieldGradientRoom::bytes(&layout, workload.voxels, workload.rays));
         // A shape that cannot work is refused when it is prepared.
-        room.unwrap_or(0) + workload.rays * size_of::<PixelRecord>()
+        room.unwrap_or(0) + workload.rays * size_of::<PixelRecord>() + Recorder::bytes()
     }
 
     fn prepare_field(&mut self, workload: &FieldWorkload) -> Result<(), ComputeError> {
+        self.recorder.prepare()?;
         if self.state().field.as_ref().is_none_or(|room| room.workload != *workload) {
             let room = FieldRoom::allocate(self, workload)?;
             self.state().field = Some(room);
@@ -131,6 +142,7 @@ impl FieldCompute for CudaCompute {
         let FieldParameters { layout, tables, network, level_weights } = *field;
         let (tables, network) = (tables.device(OPERATION)?, network.device(OPERATION)?);
         let volume = volume.device(OPERATION)?;
+        let jitter = self.jitter_key(OPERATION, jitter)?;
         self.with_field(OPERATION, |room| {
             let field = DeviceField { table: room.table(self, layout)?, tables, network, level_weights };
             super::field_voxelise(self.launcher(), grid, &field, jitter, volume)
@@ -149,6 +161,7 @@ impl FieldCompute for CudaCompute {
         let FieldParameters { layout, tables, network, level_weights } = *field;
         let (tables, network) = (tables.device(OPERATION)?, network.device(OPERATION)?);
         let (by_volume, by) = (by_volume.device(OPERATION)?, on_device(OPERATION, gradients)?);
+        let jitter = self.jitter_key(OPERATION, jitter)?;
         self.with_field(OPERATION, |room| {
             let gradients = room.gradients;
             let field = DeviceField { table: room.table(self, layout)?, tables, network, level_weights };

@@ -8,7 +8,7 @@ use glam::DVec3;
 use super::super::ComputeError;
 use super::super::field::{FieldJitter, FieldLayout, RayPixel};
 use super::field_table::{Batch, THREADS};
-use super::field_voxelise::key;
+use super::field_voxelise::jitter_key;
 use super::{Arguments, DeviceField, DeviceSlice, LaunchShape, Launcher, check_len, count};
 use crate::geometry::{Detector, ScanGeometry};
 
@@ -116,7 +116,7 @@ impl DeviceRays<'_> {
             rows: count(operation, "rows", self.table.detector.rows)?,
             columns: count(operation, "columns", self.table.detector.columns)?,
             jitter: i32::from(self.jitter.is_some()),
-            key: key(self.jitter),
+            key: jitter_key(self.jitter),
         })
     }
 

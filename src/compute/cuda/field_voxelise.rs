@@ -25,11 +25,11 @@ pub(super) struct GridArgument {
     size_mm: [f64; 3],
     voxels: [i32; 3],
     jitter: i32,
-    key: [u32; 4],
 }
 
-/// Seed and iteration as the kernels' random numbers take them.
-pub(super) fn key(jitter: Option<FieldJitter>) -> [u32; 4] {
+/// Seed and iteration as the kernels' random numbers take them, zeros without.
+#[must_use]
+pub fn jitter_key(jitter: Option<FieldJitter>) -> [u32; 4] {
     let FieldJitter { seed, iteration } = jitter.unwrap_or(FieldJitter { seed: 0, iteration: 0 });
     [seed as u32, (seed >> 32) as u32, iteration as u32, (iteration >> 32) as u32]
 }
@@ -39,9 +39,10 @@ impl GridArgument {
         operation: &'static str,
         grid: &VolumeGrid,
         layout: &FieldLayout,
-        jitter: Option<FieldJitter>,
+        jitter: Option<DeviceSlice<u32>>,
     ) -> Result<Self, ComputeError> {
         let [x, y, z] = grid.voxels;
+        check_len(operation, "jitter", jitter.map_or(4, |key| key.len()), 4)?;
         // Kernels count rows of 32 voxels, those of the last batch's excess included.
         let segments = x.saturating_mul(y).saturating_mul(z.div_ceil(32));
         count(operation, "rows of 32 voxels", segments.saturating_add(MOST_BLOCKS * THREADS))?;
@@ -56,12 +57,11 @@ impl GridArgument {
                 count(operation, "voxels along z", z)?,
             ],
             jitter: i32::from(jitter.is_some()),
-            key: key(jitter),
         })
     }
 }
 
-/// See [`crate::compute::field::FieldCompute::field_voxelise`].
+/// See [`crate::compute::field::FieldCompute::field_voxelise`]; `jitter` holds what [`jitter_key`] gives.
 ///
 /// # Errors
 /// [`ComputeError::Shape`] where a buffer does not fit, [`ComputeError::Value`] where a level's weight is not finite,
@@ -70,7 +70,7 @@ pub fn field_voxelise(
     launcher: &dyn Launcher,
     grid: &VolumeGrid,
     field: &DeviceField<'_>,
-    jitter: Option<FieldJitter>,
+    jitter: Option<DeviceSlice<u32>>,
     volume: DeviceSlice<f32>,
 ) -> Result<(), ComputeError> {
     check_len(OPERATION, "volume", volume.len(), grid.len())?;
@@ -89,9 +89,10 @@ pub fn field_voxelise(
         .value(field.argument(&batch))
         .value(GridArgument::new(OPERATION, grid, layout, jitter)?)
         .read(field.table.levels())
+        .read(jitter.unwrap_or(DeviceSlice::empty()))
         .read(field.tables)
         .read(field.network)
         .write(volume);
-    // SAFETY: the arguments of the kernel; it holds entries to the levels' tables and stays within the volume, whose lengths were checked.
+    // SAFETY: the arguments of the kernel; it reads a key where there is one, holds entries to the levels' tables and stays within the volume, whose lengths were checked.
     unsafe { launcher.launch(OPERATION, shape, &arguments) }
 }

@@ -3,7 +3,6 @@
 #![allow(unsafe_code)] // Launches a kernel.
 
 use super::super::ComputeError;
-use super::super::field::FieldJitter;
 use super::field_gradients::Adjoint;
 use super::field_voxelise::GridArgument;
 use super::{Arguments, DeviceField, DeviceFieldGradients, DeviceSlice, FieldGradientRoom, Launcher, check_len};
@@ -19,7 +18,7 @@ pub fn field_voxelise_backward(
     launcher: &dyn Launcher,
     grid: &VolumeGrid,
     field: &DeviceField<'_>,
-    jitter: Option<FieldJitter>,
+    jitter: Option<DeviceSlice<u32>>,
     by_volume: DeviceSlice<f32>,
     gradients: &DeviceFieldGradients,
     room: &FieldGradientRoom,
@@ -35,11 +34,12 @@ pub fn field_voxelise_backward(
         .value(field.argument(&adjoint.batch))
         .value(of_grid)
         .read(field.table.levels())
+        .read(jitter.unwrap_or(DeviceSlice::empty()))
         .read(field.tables)
         .read(field.network)
         .read(by_volume);
     let arguments = adjoint.room_arguments(arguments)?;
-    // SAFETY: the arguments of the kernel; it holds entries to the levels' tables, reads the volume's voxels and writes a network's partial sums a
+    // SAFETY: the arguments of the kernel; it reads a key where there is one, holds entries to the levels' tables, reads the volume's voxels and writes a network's partial sums a
     // block, all of which lengths were checked.
     unsafe { launcher.launch(OPERATION, shape, &arguments) }?;
     adjoint.finish()

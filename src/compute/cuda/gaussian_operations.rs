@@ -6,6 +6,7 @@ use super::super::gaussians::{AdamStep, GaussianArrays, GaussianCompute, Gaussia
 use super::super::{ComputeError, Values, ValuesMut};
 use super::gaussian_views::GaussianView;
 use super::record_cache::RecordCache;
+use super::recorder::Recorder;
 use super::{CudaCompute, DeviceGaussians, GaussianRoom, GaussianViews};
 use crate::geometry::{ScanGeometry, VolumeGrid};
 
@@ -33,7 +34,7 @@ impl CudaCompute {
 
     /// Refuses what the last operation had to leave out, as the CPU does, so that no Gaussian is lost in silence; waits for the operation. The way back is given
     /// the same Gaussians and need not ask again.
-    fn refuse_unsound(&self, operation: &'static str, room: &GaussianRoom) -> Result<(), ComputeError> {
+    pub(super) fn refuse_unsound(&self, operation: &'static str, room: &GaussianRoom) -> Result<(), ComputeError> {
         room.unsound(self.launcher())?.map_or(Ok(()), |index| {
             Err(ComputeError::Value {
                 operation,
@@ -44,6 +45,15 @@ impl CudaCompute {
                 requirement: "must have finite parameters that can be worked with",
             })
         })
+    }
+
+    /// The same, once the group has ended where there is one.
+    fn refuse_unsound_later(&self, operation: &'static str, room: &GaussianRoom) -> Result<(), ComputeError> {
+        if !self.recorder.is_gathering() {
+            return self.refuse_unsound(operation, room);
+        }
+        self.state().unsound_asked = Some((operation, *room));
+        Ok(())
     }
 
     /// The views of a scan as Gaussians are seen from them.
@@ -58,10 +68,13 @@ impl CudaCompute {
 
 impl GaussianCompute for CudaCompute {
     fn gaussian_scratch_bytes(&self, workload: &GaussianWorkload) -> usize {
-        GaussianRoom::bytes(workload) + RecordCache::<GaussianView, ()>::bytes(workload.views_per_call)
+        GaussianRoom::bytes(workload)
+            + RecordCache::<GaussianView, ()>::bytes(workload.views_per_call)
+            + Recorder::bytes()
     }
 
     fn prepare_gaussians(&mut self, workload: &GaussianWorkload) -> Result<(), ComputeError> {
+        self.recorder.prepare()?;
         let mut state = self.state();
         if state.gaussians.as_ref().is_none_or(|prepared| prepared.workload != *workload) {
             let room = GaussianRoom::allocate(self.launcher(), workload)?;
@@ -81,7 +94,7 @@ impl GaussianCompute for CudaCompute {
         let (room, gaussians) = (self.gaussian_room(OPERATION)?, on_device(OPERATION, gaussians)?);
         let views = self.gaussian_views(OPERATION, geometry)?;
         super::gaussian_project(self.launcher(), &views, &gaussians, projections.device(OPERATION)?, &room)?;
-        self.refuse_unsound(OPERATION, &room)
+        self.refuse_unsound_later(OPERATION, &room)
     }
 
     fn gaussian_project_backward(
@@ -107,7 +120,7 @@ impl GaussianCompute for CudaCompute {
         const OPERATION: &str = "gaussian_voxelise";
         let (room, gaussians) = (self.gaussian_room(OPERATION)?, on_device(OPERATION, gaussians)?);
         super::gaussian_voxelise(self.launcher(), grid, &gaussians, volume.device(OPERATION)?, &room)?;
-        self.refuse_unsound(OPERATION, &room)
+        self.refuse_unsound_later(OPERATION, &room)
     }
 
     fn gaussian_voxelise_backward(
@@ -132,9 +145,11 @@ impl GaussianCompute for CudaCompute {
         second: ValuesMut<'_>,
     ) -> Result<(), ComputeError> {
         const OPERATION: &str = "adam_step";
+        let changing = self.recorder.parameters(OPERATION, &super::changing(settings).map(f32::to_bits))?;
         super::adam_step(
             self.launcher(),
             settings,
+            changing.floats(),
             parameters.device(OPERATION)?,
             gradients.device(OPERATION)?,
             first.device(OPERATION)?,

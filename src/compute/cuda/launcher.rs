@@ -2,12 +2,13 @@
 
 #![allow(unsafe_code)] // Declares the launch, whose arguments nothing can check but the kernel's contract.
 
+use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
 use bytemuck::Pod;
 
 use super::super::{Address, ComputeError};
-use super::DeviceSlice;
+use super::{DeviceSlice, Tape};
 
 /// Carries out kernels by name on memory of its own. Implementations: [`super::Driver`], [`super::Executor`].
 ///
@@ -61,7 +62,27 @@ pub trait Launcher: Send + Sync {
     /// # Safety
     /// The arguments are the kernel's, in its order and of its types, and with this shape and these values it touches nothing beyond its
     /// slices.
-    unsafe fn launch(&self, kernel: &str, shape: LaunchShape, arguments: &Arguments) -> Result<(), ComputeError>;
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        shape: LaunchShape,
+        arguments: &Arguments,
+    ) -> Result<(), ComputeError>;
+
+    /// Makes one piece of what is on the tape (on a GPU, a CUDA graph), which [`Launcher::replay`] carries out by one call.
+    ///
+    /// # Errors
+    /// As the launches, copies and fills on it, and where the device makes no such piece of them.
+    fn capture(&self, tape: &Tape) -> Result<Captured, ComputeError>;
+
+    /// Carries out what was captured, in its order and after everything asked for before; it may not have ended when this returns.
+    ///
+    /// # Errors
+    /// [`ComputeError::Device`] where there is no such piece (any more) or the device refuses.
+    fn replay(&self, captured: Captured) -> Result<(), ComputeError>;
+
+    /// Gives up what was captured, after it has ended. No effect where there is no such piece.
+    fn discard(&self, captured: Captured);
 
     /// Waits for everything launched before.
     ///
@@ -70,8 +91,43 @@ pub trait Launcher: Send + Sync {
     fn synchronize(&self) -> Result<(), ComputeError>;
 }
 
-/// How many threads a launch has.
+/// What [`Launcher::capture`] made; a number that is the launcher's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Captured(pub(super) usize);
+
+/// Keeps what a launcher captured, under numbers that are used again.
+#[derive(Debug)]
+pub(super) struct Captures<T>(Vec<Option<T>>);
+
+impl<T> Default for Captures<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> Captures<T> {
+    pub(super) fn keep(&mut self, piece: T) -> Captured {
+        let free = self.0.iter().position(Option::is_none).unwrap_or(self.0.len());
+        self.0.resize_with(self.0.len().max(free + 1), || None);
+        self.0[free] = Some(piece);
+        Captured(free)
+    }
+
+    pub(super) fn get(&self, Captured(number): Captured) -> Option<&T> {
+        self.0.get(number)?.as_ref()
+    }
+
+    pub(super) fn take(&mut self, Captured(number): Captured) -> Option<T> {
+        self.0.get_mut(number)?.take()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// How many threads a launch has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LaunchShape {
     /// Blocks along x, y, z.
     pub grid: [u32; 3],
@@ -122,7 +178,7 @@ const MOST_BYTES: usize = 512;
 const ARGUMENT_ALIGNMENT: usize = 16;
 
 /// What a kernel is called with: numbers and structures by value, slices of the arena. Holds everything in itself.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arguments {
     storage: Storage,
     used: usize,
@@ -131,21 +187,29 @@ pub struct Arguments {
 }
 
 /// Aligned as the widest type that a kernel takes by value.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[repr(C, align(16))]
 struct Storage([u8; MOST_BYTES]);
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Entry {
     start: usize,
     bytes: usize,
     slice: Option<Slice>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Slice {
     bytes: Range<usize>,
     written: bool,
+}
+
+impl Hash for Arguments {
+    /// What is unused is the same in all.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.storage.0[..self.used].hash(state);
+        self.entries[..self.count].hash(state);
+    }
 }
 
 impl Default for Arguments {

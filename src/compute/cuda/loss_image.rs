@@ -45,6 +45,8 @@ fn blocks(detector: Detector, views: usize) -> [usize; 2] {
 /// Room for the sums of [`image_loss`], over up to so many pixels and blocks as it was made for.
 #[derive(Debug, Clone, Copy)]
 pub struct ImageLossSums {
+    /// Those of the three sums, in their order: read by one copy.
+    totals: DeviceSlice<f64>,
     moduli: DeviceSum,
     squares: DeviceSum,
     dissimilarities: DeviceSum,
@@ -64,11 +66,11 @@ impl ImageLossSums {
     /// [`ComputeError::Device`] where the memory is not to be had.
     pub fn allocate(launcher: &dyn Launcher, detector: Detector, views: usize) -> Result<Self, ComputeError> {
         let [points, similarity] = blocks(detector, views);
-        Ok(Self {
-            moduli: DeviceSum::for_blocks(launcher, points)?,
-            squares: DeviceSum::for_blocks(launcher, points)?,
-            dissimilarities: DeviceSum::for_blocks(launcher, similarity)?,
-        })
+        let totals = DeviceSlice::allocate(launcher, 3)?;
+        let sum = |index: usize, blocks| {
+            DeviceSum::left_at(launcher, blocks, totals.part(index..index + 1).unwrap_or(totals))
+        };
+        Ok(Self { totals, moduli: sum(0, points)?, squares: sum(1, points)?, dissimilarities: sum(2, similarity)? })
     }
 
     /// The value that the last [`image_loss`], which had these settings and so many pixels, left.
@@ -84,9 +86,13 @@ impl ImageLossSums {
         if pixels == 0 {
             return Ok(ImageLossValue::default());
         }
-        let similar = settings.dissimilarity > 0.0;
-        let dissimilarity = if similar { self.dissimilarities.read(launcher)? } else { 0.0 };
-        Ok(settings.value(pixels, [self.moduli.read(launcher)?, self.squares.read(launcher)?, dissimilarity]))
+        let mut totals = [0.0; 3];
+        self.totals.copy_to(launcher, &mut totals)?;
+        if settings.dissimilarity <= 0.0 {
+            // Nobody has written it.
+            totals[2] = 0.0;
+        }
+        Ok(settings.value(pixels, totals))
     }
 }
 

@@ -159,6 +159,13 @@ impl<T: Pod> DeviceSlice<T> {
     }
 }
 
+impl DeviceSlice<u32> {
+    /// The same words, read as floats.
+    pub(super) fn floats(self) -> DeviceSlice<f32> {
+        DeviceSlice { offset: self.offset, len: self.len, values: PhantomData }
+    }
+}
+
 impl DeviceSlice<f32> {
     /// Sets every value.
     ///

@@ -4,11 +4,13 @@
 
 use super::super::elements::ElementCompute;
 use super::super::experts::{Experts, ExpertsCompute};
-use super::super::losses::{ImageLoss, ImageLossValue, LossCompute, LossWorkload, VolumeSsimLoss, VolumeSsimValue};
+use super::super::losses::{
+    ImageLoss, ImageLossValue, LossCompute, LossWorkload, VolumeSsimLoss, VolumeSsimValue, none_left,
+};
 use super::super::sart::{CorrectionStep, SartCompute};
 use super::super::slices::{SliceBatch, SliceCompute, SliceLayout, WindowUnits};
 use super::super::total_variation::{TotalVariation, VariationCompute};
-use super::super::{ComputeError, Values, ValuesMut};
+use super::super::{ComputeError, Left, Values, ValuesMut};
 use super::carrier::State;
 use super::{CudaCompute, ExpertsTable, ImageLossSums, SliceRoom, VolumeSsimRoom};
 use crate::compute::experts::MOST_EXPERTS;
@@ -173,12 +175,15 @@ impl VariationCompute for CudaCompute {
         weight: f32,
         volume: Values<'_>,
         gradient: ValuesMut<'_>,
-    ) -> Result<f64, ComputeError> {
+    ) -> Result<Left<f64>, ComputeError> {
         const OPERATION: &str = "add_total_variation_gradient";
         let sum = self.state().sum(OPERATION)?;
         let (volume, gradient) = (volume.device(OPERATION)?, gradient.device(OPERATION)?);
         super::add_total_variation_gradient(self.launcher(), variation, weight, volume, gradient, &sum)?;
-        sum.read(self.launcher())
+        if self.recorder.is_gathering() {
+            return Ok(Left::WithCarrier);
+        }
+        sum.read(self.launcher()).map(Left::AtHand)
     }
 }
 
@@ -210,9 +215,9 @@ impl LossCompute for CudaCompute {
         measured: Values<'_>,
         weights: Option<Values<'_>>,
         by_projections: ValuesMut<'_>,
-    ) -> Result<ImageLossValue, ComputeError> {
+    ) -> Result<Left<ImageLossValue>, ComputeError> {
         const OPERATION: &str = "image_loss";
-        let state = self.state();
+        let mut state = self.state();
         let prepared = state.image_loss_bytes;
         let views = projections.len() / detector.pixels().max(1);
         let needed = ImageLossSums::bytes(detector, views);
@@ -229,7 +234,17 @@ impl LossCompute for CudaCompute {
             by_projections.device(OPERATION)?,
             sums,
         )?;
-        sums.read(self.launcher(), settings, pixels)
+        state.image_loss_left = Some((*settings, pixels));
+        drop(state);
+        if self.recorder.is_gathering() { Ok(Left::WithCarrier) } else { self.image_loss_left().map(Left::AtHand) }
+    }
+
+    fn image_loss_left(&self) -> Result<ImageLossValue, ComputeError> {
+        let state = self.state();
+        match (&state.image_loss, &state.image_loss_left) {
+            (Some(sums), Some((settings, pixels))) => sums.read(self.launcher(), settings, *pixels),
+            _ => Err(none_left("image_loss")),
+        }
     }
 
     fn volume_ssim_loss(
@@ -239,9 +254,9 @@ impl LossCompute for CudaCompute {
         volume: Values<'_>,
         reference: Values<'_>,
         by_volume: ValuesMut<'_>,
-    ) -> Result<VolumeSsimValue, ComputeError> {
+    ) -> Result<Left<VolumeSsimValue>, ComputeError> {
         const OPERATION: &str = "volume_ssim_loss";
-        let state = self.state();
+        let mut state = self.state();
         let room = state.volume_loss.as_ref().filter(|(prepared, _)| *prepared == voxels);
         let (_, room) = room.ok_or_else(|| ComputeError::Scratch {
             operation: OPERATION,
@@ -251,7 +266,21 @@ impl LossCompute for CudaCompute {
         let (volume, reference) = (volume.device(OPERATION)?, reference.device(OPERATION)?);
         let by_volume = by_volume.device(OPERATION)?;
         super::volume_ssim_loss(self.launcher(), voxels, settings, volume, reference, by_volume, room)?;
-        room.read(self.launcher(), settings)
+        state.volume_loss_left = Some(*settings);
+        drop(state);
+        if self.recorder.is_gathering() {
+            Ok(Left::WithCarrier)
+        } else {
+            self.volume_ssim_loss_left().map(Left::AtHand)
+        }
+    }
+
+    fn volume_ssim_loss_left(&self) -> Result<VolumeSsimValue, ComputeError> {
+        let state = self.state();
+        match (&state.volume_loss, &state.volume_loss_left) {
+            (Some((_, room)), Some(settings)) => room.read(self.launcher(), settings),
+            _ => Err(none_left("volume_ssim_loss")),
+        }
     }
 }
 

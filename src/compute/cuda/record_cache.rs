@@ -8,8 +8,8 @@ use super::super::ComputeError;
 use super::{DeviceSlice, Launcher};
 use crate::geometry::{ScanGeometry, ViewPose};
 
-/// Scans that are kept: the subsets of most runs. Of one more the records are copied each time.
-const SLOTS: usize = 16;
+/// Scans that are kept: the subsets of a run, be it one for each view. Of one more the records are copied each time.
+const SLOTS: usize = 128;
 
 /// Room for the records `R` of scans, one a view, which `K` beside the poses decides; takes no memory after [`RecordCache::allocate`].
 #[derive(Debug)]

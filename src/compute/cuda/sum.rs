@@ -42,6 +42,15 @@ impl DeviceSum {
         Ok(Self { partials: DeviceSlice::allocate(launcher, blocks)?, total: DeviceSlice::allocate(launcher, 1)? })
     }
 
+    /// For a launch of so many blocks, the sum left at `total`.
+    pub(super) fn left_at(
+        launcher: &dyn Launcher,
+        blocks: usize,
+        total: DeviceSlice<f64>,
+    ) -> Result<Self, ComputeError> {
+        Ok(Self { partials: DeviceSlice::allocate(launcher, blocks)?, total })
+    }
+
     /// The partial sums of a launch of so many blocks.
     pub(super) fn partials(&self, operation: &'static str, blocks: usize) -> Result<DeviceSlice<f64>, ComputeError> {
         self.partials.part(0..blocks).ok_or(ComputeError::Shape {

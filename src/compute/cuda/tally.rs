@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::ComputeError;
-use super::{Arena, Arguments, LaunchShape, Launcher};
+use super::{Arena, Arguments, Captured, LaunchShape, Launcher, Tape};
 
 /// Hands out offsets as a device would; copies, fills and launches do nothing, and what is read is zeros. Clones count together.
 #[derive(Debug, Clone)]
@@ -55,9 +55,24 @@ impl Launcher for Tally {
         Ok(())
     }
 
-    unsafe fn launch(&self, _kernel: &str, _shape: LaunchShape, _arguments: &Arguments) -> Result<(), ComputeError> {
+    unsafe fn launch(
+        &self,
+        _kernel: &'static str,
+        _shape: LaunchShape,
+        _arguments: &Arguments,
+    ) -> Result<(), ComputeError> {
         Ok(())
     }
+
+    fn capture(&self, _tape: &Tape) -> Result<Captured, ComputeError> {
+        Ok(Captured(0))
+    }
+
+    fn replay(&self, _captured: Captured) -> Result<(), ComputeError> {
+        Ok(())
+    }
+
+    fn discard(&self, _captured: Captured) {}
 
     fn synchronize(&self) -> Result<(), ComputeError> {
         Ok(())

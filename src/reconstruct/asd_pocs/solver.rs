@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::{AsdPocsPlan, Epsilon};
-use crate::compute::Buffer;
 use crate::compute::sart::AlgebraicCompute;
 use crate::compute::total_variation::TotalVariation;
+use crate::compute::{Buffer, Left};
 use crate::reconstruct::memory::buffer;
 use crate::reconstruct::noise::{self, NoiseEstimate};
 use crate::reconstruct::{Observer, OsSart, Outcome, ReconstructError};
@@ -90,8 +90,11 @@ impl AsdPocs {
         for _ in 0..settings.tv_steps {
             let mut gradient = self.gradient.values_mut();
             compute.fill(0.0, gradient.reborrow())?;
-            total_variation =
-                compute.add_total_variation_gradient(&self.variation, 1.0, volume.as_values(), gradient.reborrow())?;
+            let (volume_now, by_volume) = (volume.as_values(), gradient.reborrow());
+            let found = compute.add_total_variation_gradient(&self.variation, 1.0, volume_now, by_volume)?;
+            if let Left::AtHand(value) = found {
+                total_variation = value;
+            }
             let norm = compute.squared_norm(gradient.as_values())?.sqrt();
             // A flat volume has nothing to descend.
             if norm > 0.0 {

@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::OptimiseError;
 use super::views::MeasuredViews;
 use crate::compute::losses::VolumeSsimLoss;
-use crate::compute::{Buffer, Operations, Values, ValuesMut};
+use crate::compute::{Buffer, Left, Operations, Values, ValuesMut};
 use crate::geometry::VolumeGrid;
 use crate::reconstruct::ReconstructError;
 
@@ -152,6 +152,8 @@ pub(super) struct Augmentation {
     reference: Buffer,
     /// Whether `reference` holds one.
     holds: bool,
+    /// Whether the carrier knows the last value of the loss.
+    left: bool,
     /// Number of the next repair.
     next: usize,
     pub(super) repairs: Repairs,
@@ -159,7 +161,7 @@ pub(super) struct Augmentation {
 
 impl Augmentation {
     pub(super) fn new(settings: AugmentSettings, repairer: Box<dyn Repairer>, reference: Buffer) -> Self {
-        Self { settings, repairer, reference, holds: false, next: 0, repairs: Repairs::default() }
+        Self { settings, repairer, reference, holds: false, left: false, next: 0, repairs: Repairs::default() }
     }
 
     /// Room for another reference.
@@ -169,7 +171,7 @@ impl Augmentation {
 
     /// A run begins.
     pub(super) fn begin(&mut self) {
-        (self.holds, self.next, self.repairs) = (false, 0, Repairs::default());
+        (self.holds, self.left, self.next, self.repairs) = (false, false, 0, Repairs::default());
     }
 
     /// Whether the volume is to be repaired before iteration `done` of `iterations`.
@@ -236,8 +238,18 @@ impl Augmentation {
             empty_at: 0.05 * settings.data_range_per_mm,
             axes: settings.axes,
         };
-        let value = compute.volume_ssim_loss(grid.voxels, &loss, volume, self.reference.values(), by_volume)?;
-        self.repairs.dissimilarity = Some(value.dissimilarity);
+        match compute.volume_ssim_loss(grid.voxels, &loss, volume, self.reference.values(), by_volume)? {
+            Left::AtHand(value) => self.repairs.dissimilarity = Some(value.dissimilarity),
+            Left::WithCarrier => self.left = true,
+        }
+        Ok(())
+    }
+
+    /// The run is over: what the carrier still knows of it is asked for.
+    pub(super) fn end(&mut self, compute: &dyn Operations) -> Result<(), OptimiseError> {
+        if std::mem::take(&mut self.left) {
+            self.repairs.dissimilarity = Some(compute.volume_ssim_loss_left()?.dissimilarity);
+        }
         Ok(())
     }
 }

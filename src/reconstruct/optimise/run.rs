@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::augment::Augmentation;
 use super::views::{Judged, MeasuredViews};
 use super::{Budget, OptimiseError, OptimisePlan, Pace, Repairer, Repairs, ScanViews};
-use crate::compute::{Buffer, ComputeError, Operations};
+use crate::compute::{Buffer, ComputeError, Operations, together};
 use crate::reconstruct::memory::{buffer, zeros};
 use crate::reconstruct::{Observer, Outcome as IterativeOutcome, Progress, ReconstructError, StopReason};
 use crate::represent::{Representation, Stage};
@@ -208,6 +208,7 @@ impl Optimiser {
         observer: &dyn Observer,
     ) -> Result<bool, OptimiseError> {
         let (good, mut gradient) = (self.good.values(), self.by_volume.values_mut());
+        // By itself: its length hangs on what it finds.
         let Judged::Residual(_) = self.views.gradient(compute, step, good, gradient.reborrow(), observer)? else {
             return Ok(false);
         };
@@ -225,11 +226,12 @@ impl Optimiser {
     /// One step of the representation towards the volume that it begins with.
     pub(super) fn fit(&mut self, compute: &dyn Operations, step: usize) -> Result<(), OptimiseError> {
         let (grid, draw) = (&self.plan.grid, Some(step as u64));
-        self.representation.voxelise(compute, grid, draw, self.volume.values_mut())?;
-        compute.subtract(self.volume.values(), self.good.values(), self.by_volume.values_mut())?;
-        self.representation.voxelise_backward(compute, grid, draw, self.by_volume.values())?;
-        self.representation.step(compute, grid, Stage { share: 0.0, fitting: true })?;
-        Ok(())
+        together(compute, || {
+            self.representation.voxelise(compute, grid, draw, self.volume.values_mut())?;
+            compute.subtract(self.volume.values(), self.good.values(), self.by_volume.values_mut())?;
+            self.representation.voxelise_backward(compute, grid, draw, self.by_volume.values())?;
+            Ok(self.representation.step(compute, grid, Stage { share: 0.0, fitting: true })?)
+        })
     }
 
     /// Optimises until the budget is spent or a rule ends it; [`Optimiser::volume`] then holds the result.
@@ -294,7 +296,8 @@ impl Optimiser {
             };
             match judged {
                 Judged::Residual(of_its_volume) => residual = of_its_volume,
-                Judged::Interrupted => {
+                // An iteration says in the end; `Later` is its own matter.
+                Judged::Interrupted | Judged::Later => {
                     stopped = StopReason::Interrupted;
                     break;
                 }
@@ -337,6 +340,9 @@ impl Optimiser {
             if stopped != StopReason::Iterations {
                 break;
             }
+        }
+        if let Some(augmentation) = &mut self.augmentation {
+            augmentation.end(compute)?;
         }
         let mut of_iteration = done;
         match stopped {
@@ -444,20 +450,42 @@ impl Optimiser {
             return Ok(Judged::Interrupted);
         }
         self.keep_good();
-        let grid = &self.plan.grid;
-        let draw = Some((self.plan.settings.fit_iterations + iteration) as u64);
-        self.representation.voxelise(compute, grid, draw, self.volume.values_mut())?;
-        let (volume, mut by_volume) = (self.volume.values(), self.by_volume.values_mut());
-        let judged = self.views.gradient(compute, iteration, volume, by_volume.reborrow(), observer)?;
-        if let (Judged::Residual(_), Some(augmentation)) = (&judged, &mut self.augmentation) {
-            augmentation.add_gradient(compute, grid, iteration, self.views.weight_mm2, volume, by_volume)?;
-        }
-        if let Judged::Residual(_) = judged {
-            (self.is_good, self.behind[0]) = (true, iteration);
-            self.representation.voxelise_backward(compute, grid, draw, self.by_volume.values())?;
-            self.representation.step(compute, grid, Stage { share, fitting: false })?;
+        let mut judged = together(compute, || self.ask_for_iteration(compute, iteration, share, observer))?;
+        if let Judged::Later = judged {
+            judged = self.views.judge_left(compute)?;
+            self.hear(&judged, iteration);
         }
         Ok(judged)
+    }
+
+    /// The operations of an iteration, as one group.
+    fn ask_for_iteration(
+        &mut self,
+        compute: &dyn Operations,
+        iteration: usize,
+        share: f32,
+        observer: &dyn Observer,
+    ) -> Result<Judged, OptimiseError> {
+        let grid = self.plan.grid;
+        let draw = Some((self.plan.settings.fit_iterations + iteration) as u64);
+        self.representation.voxelise(compute, &grid, draw, self.volume.values_mut())?;
+        let (volume, mut by_volume) = (self.volume.values(), self.by_volume.values_mut());
+        let judged = self.views.gradient(compute, iteration, volume, by_volume.reborrow(), observer)?;
+        let (Judged::Residual(_) | Judged::Later) = judged else { return Ok(judged) };
+        if let Some(augmentation) = &mut self.augmentation {
+            augmentation.add_gradient(compute, &grid, iteration, self.views.weight_mm2, volume, by_volume)?;
+        }
+        self.hear(&judged, iteration);
+        self.representation.voxelise_backward(compute, &grid, draw, self.by_volume.values())?;
+        self.representation.step(compute, &grid, Stage { share, fitting: false })?;
+        Ok(judged)
+    }
+
+    /// Notes that the volume is good, if it is.
+    fn hear(&mut self, judged: &Judged, iteration: usize) {
+        if let Judged::Residual(_) = judged {
+            (self.is_good, self.behind[0]) = (true, iteration);
+        }
     }
 }
 

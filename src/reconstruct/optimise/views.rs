@@ -7,9 +7,9 @@ use super::prior::{shipped, views_mm2};
 use super::weights::{is_held_back, weight};
 use super::{OptimiseError, OptimisePlan, ScanViews};
 use crate::compute::cpu::ramp_filter::{RampFilter, Window};
-use crate::compute::losses::ImageLoss;
+use crate::compute::losses::{ImageLoss, ImageLossValue};
 use crate::compute::total_variation::TotalVariation;
-use crate::compute::{Buffer, Operations, Values, ValuesMut};
+use crate::compute::{Buffer, Left, Operations, Values, ValuesMut};
 use crate::geometry::ScanGeometry;
 use crate::reconstruct::{Observer, ReconstructError};
 
@@ -25,8 +25,19 @@ pub(super) enum Judged {
     Residual(f64),
     /// The observer wants an end: there is no gradient.
     Interrupted,
+    /// The carrier knows once the group has ended: [`MeasuredViews::judge_left`]. There is a gradient, of whatever worth.
+    Later,
     /// The residual is no number, or far above that of an empty volume: there is no gradient.
     Diverged(f64),
+}
+
+fn judge(value: &ImageLossValue, residual_of_nothing: f64) -> Judged {
+    let residual = value.squares.sqrt();
+    if residual.is_finite() && residual <= DIVERGED * residual_of_nothing.max(1e-3) {
+        Judged::Residual(residual)
+    } else {
+        Judged::Diverged(residual)
+    }
 }
 
 /// Line integrals with their weights, sorted by subset, and the memory to compare with them.
@@ -202,9 +213,12 @@ impl MeasuredViews {
             Some(weights),
             by_projections.reborrow(),
         )?;
-        let residual = value.squares.sqrt();
-        if !(residual.is_finite() && residual <= DIVERGED * self.residual_of_nothing.max(1e-3)) {
-            return Ok(Judged::Diverged(residual));
+        let judged = match value {
+            Left::AtHand(value) => judge(&value, self.residual_of_nothing),
+            Left::WithCarrier => Judged::Later,
+        };
+        if let Judged::Diverged(_) = judged {
+            return Ok(judged);
         }
         if settings.hold_back_one_in > 0 {
             self.held_back.0 += compute.held_back_squares(projections.as_values(), measured, weights)?;
@@ -227,7 +241,12 @@ impl MeasuredViews {
         if self.prior_mm > 0.0 {
             compute.add_experts_gradient(shipped(), grid.voxels, self.prior_mm, volume, by_volume)?;
         }
-        Ok(if observer.interrupts() { Judged::Interrupted } else { Judged::Residual(residual) })
+        Ok(if observer.interrupts() { Judged::Interrupted } else { judged })
+    }
+
+    /// What became of a [`Judged::Later`].
+    pub(super) fn judge_left(&self, compute: &dyn Operations) -> Result<Judged, OptimiseError> {
+        Ok(judge(&compute.image_loss_left()?, self.residual_of_nothing))
     }
 
     /// What the views find in the scan and not in `volume`, as attenuation in 1/mm: their residuals, weighed and ramp-filtered, brought back and taken by

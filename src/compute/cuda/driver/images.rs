@@ -59,6 +59,7 @@ pub const IMAGES: &[Image] = &[
     image!("gaussian_voxelise_backward", ["gaussian_voxelise_backward", "add_voxel_gradients"]),
     image!("loss_image", ["compare_images", "add_image_similarity"]),
     image!("loss_volume", ["find_slices", "share_slices", "add_similarity_across", "add_similarity_across_z"]),
+    image!("parameters", ["set_parameters"]),
     image!("sart", ["weigh_residual", "apply_correction", "descend", "squared_norm", "squared_distance"]),
     image!("sum", ["sum_partials"]),
     image!("total_variation", ["total_variation", "add_total_variation_gradient"]),
