@@ -148,14 +148,17 @@ impl Driver {
         &self.facts
     }
 
-    /// Takes back everything that was handed out, for whoever is next; context and kernels stay. The arena holds nothing from now on: as floats, NaN.
+    /// Takes back everything that was handed out or captured, for whoever is next; context and kernels stay. The arena holds nothing from now on: as floats, NaN.
     ///
     /// # Errors
     /// [`ComputeError::Device`] where something failed before.
     pub fn empty(&mut self) -> Result<(), ComputeError> {
         self.synchronize()?;
         self.arena = Arena::new(self.arena.bytes());
-        self.fill_at(self.memory.address(), u32::MAX, self.arena.bytes() / size_of::<u32>())
+        let mut order = self.begin()?;
+        // They work on what was handed out.
+        order.graphs.clear();
+        self.fill_at(&mut order, self.memory.address(), u32::MAX, self.arena.bytes() / size_of::<u32>())
     }
 
     /// Every call once, on memory beside the arena: what cannot work shows now, and what the driver sets up when it is first asked is there.
