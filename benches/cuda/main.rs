@@ -61,7 +61,7 @@ fn options() -> Result<Options, String> {
 type Case = fn(&Settings, &mut Vec<Row>) -> Result<(), ComputeError>;
 
 /// Name, sizes where they are full, operations.
-const CASES: [(&str, &str, Case); 10] = [
+const CASES: [(&str, &str, Case); 11] = [
     ("fdk", "512^3, 496 views of 512^2", views::fdk),
     ("projectors", "256^3, 50 views of 512^2", views::projectors),
     ("elements of volumes", "256^3", volumes::elements),
