@@ -1,18 +1,21 @@
 //! SliceFixer on carriers of kernels: where ONNX Runtime reaches a carrier's memory itself (the executor's is the host's) and through the host (the driver's
 //! stand-in), the same bits as on the CPU. Needs ONNX Runtime (`make onnxruntime`, or DIFFNR_ONNXRUNTIME), else says SKIPPED.
+#![allow(unsafe_code)] // Hands launches on.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use diffnr::compute::cpu::CpuCompute;
-use diffnr::compute::cuda::CudaCompute;
-use diffnr::compute::{Memory as _, Operations};
+use diffnr::compute::cuda::{Arguments, CudaCompute, Driver, LaunchShape, Launcher};
+use diffnr::compute::{Address, ComputeError, Memory as _, Operations};
 use diffnr::repair::{
     Conditioning, Demand, Given, Manifest, Options, Plane, Provider, Repair, RepairError, Repaired, SliceBuffers,
     SliceFixer,
 };
 use ndarray::Array2;
 
-use crate::carriers::{on_each, skipped};
+use crate::carriers::{library, on_each, skipped};
+use crate::stand_in;
 use crate::values::{assert_close, signed};
 
 const VOXELS: [usize; 3] = [13, 18, 35];
@@ -87,6 +90,68 @@ fn volumes_are_repaired_to_the_bit_in_place_and_through_the_host() {
         });
         assert!(given == expected, "{}", carrier.name);
     });
+}
+
+/// The driver on its stand-in, whose memory is the host's after all: what is asked for is put off there until somebody waits for it.
+struct Reachable(Driver);
+
+impl Launcher for Reachable {
+    fn description(&self) -> String {
+        self.0.description()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<usize, ComputeError> {
+        self.0.allocate(bytes)
+    }
+
+    fn address_of(&self, offset: usize) -> Option<Address> {
+        let Some(Address::Cuda { device: 0, pointer }) = self.0.address_of(offset) else { panic!("no GPU's address") };
+        Some(Address::Host(pointer as usize))
+    }
+
+    fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), ComputeError> {
+        self.0.copy_in(offset, from)
+    }
+
+    fn copy_out(&self, offset: usize, to: &mut [u8]) -> Result<(), ComputeError> {
+        self.0.copy_out(offset, to)
+    }
+
+    fn copy(&self, from: usize, to: usize, bytes: usize) -> Result<(), ComputeError> {
+        self.0.copy(from, to, bytes)
+    }
+
+    fn fill(&self, bytes: Range<usize>, pattern: u32) -> Result<(), ComputeError> {
+        self.0.fill(bytes, pattern)
+    }
+
+    unsafe fn launch(&self, kernel: &str, shape: LaunchShape, arguments: &Arguments) -> Result<(), ComputeError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.launch(kernel, shape, arguments) }
+    }
+
+    fn synchronize(&self) -> Result<(), ComputeError> {
+        self.0.synchronize()
+    }
+}
+
+/// ONNX Runtime finds the slices that were asked for before it, on a carrier that is as late as it may be.
+#[test]
+fn runs_in_place_wait_for_the_carrier() {
+    let test = "repairs on a carrier that is late";
+    if std::env::var_os("DIFFNR_DEVICE").is_some() {
+        return skipped(test, "a GPU's driver is loaded (DIFFNR_DEVICE)");
+    }
+    if let Err(reason) = library() {
+        return skipped(test, &reason);
+    }
+    let mut cpu = CpuCompute::new(1).unwrap();
+    let Some(mut fixer) = loaded(&mut cpu, "repair.onnx") else { return };
+    let expected = repaired(&cpu, &mut fixer).unwrap();
+    let mut late = CudaCompute::new(Box::new(Reachable(stand_in::driver(0, 8 << 20).unwrap())));
+    let mut fixer = loaded(&mut late, "repair.onnx").unwrap();
+    assert!(fixer.in_place());
+    assert!(repaired(&late, &mut fixer).unwrap() == expected);
 }
 
 /// Only a GPU with a provider for it shows this: the model runs on the carrier's memory, and no more than its own arithmetic differs.
