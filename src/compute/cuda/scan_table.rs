@@ -106,6 +106,8 @@ impl ScanTable {
         grid: &VolumeGrid,
     ) -> Result<Self, ComputeError> {
         let [x, y, z] = grid.voxels;
+        // Kernels count the pixels of a view in 32 bits.
+        count(OPERATION, "pixels", geometry.detector.pixels())?;
         let argument = ScanArgument {
             voxels: [
                 count(OPERATION, "voxels along x", x)?,
