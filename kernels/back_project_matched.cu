@@ -12,42 +12,11 @@
 // Floor at 256^3, 256^2 and 50 views: 8.4e8 voxels and views, 2.3e11 operations, 7 ms at 33e12 instructions a second; 4.5 loads a voxel,
 // 15 GB out of the first-level caches (0.5 ms); from memory 0.08 GB.
 // Order: a voxel sums views, axes, rows and columns in their order.
-#include "joseph.cuh"
+#include "matched_level.cuh"
 
 namespace matched {
 
 constexpr int HEIGHTS = 4;
-// Positions are good to 1e-3 pixel at the worst.
-constexpr float PIXEL_SLACK = 0.01f;
-
-// Detector rows and columns whose rays may touch a box, ends included.
-struct Window {
-    int first_column, last_column, first_row, last_row;
-};
-
-// The shadow of the box between `low` and `high` (voxels from the middle).
-__device__ __forceinline__ Window shadow(const Scan& scan, const View& view, float3 low, float3 high) {
-    float u_low = INFINITY, u_high = -INFINITY, v_low = INFINITY, v_high = -INFINITY;
-    float nearest = INFINITY, farthest = -INFINITY;
-#pragma unroll
-    for (int corner = 0; corner < 8; corner++) {
-        float x = corner & 1 ? high.x : low.x, y = corner & 2 ? high.y : low.y, z = corner & 4 ? high.z : low.z;
-        float w = at(view.project_w, x, y, z);
-        float u = at(view.project_u, x, y, z) / w, v = at(view.project_v, x, y, z) / w;
-        u_low = fminf(u_low, u), u_high = fmaxf(u_high, u);
-        v_low = fminf(v_low, v), v_high = fmaxf(v_high, v);
-        nearest = fminf(nearest, w), farthest = fmaxf(farthest, w);
-    }
-    if (farthest <= 0.0f) return {0, -1, 0, -1};
-    // A box around the source casts its shadow everywhere.
-    if (nearest < 1e-3f) return {0, scan.columns - 1, 0, scan.rows - 1};
-    float column = middle(scan.columns), row = middle(scan.rows);
-    // Clamped as floats: far beside the detector they would not fit an integer.
-    return {int(fmaxf(0.0f, ceilf(u_low + column - PIXEL_SLACK))),
-            int(fminf(float(scan.columns - 1), fmaxf(-1.0f, floorf(u_high + column + PIXEL_SLACK)))),
-            int(fmaxf(0.0f, ceilf(v_low + row - PIXEL_SLACK))),
-            int(fminf(float(scan.rows - 1), fmaxf(-1.0f, floorf(v_high + row + PIXEL_SLACK))))};
-}
 
 // Weight of a voxel at a distance from a sample, along one axis.
 __device__ __forceinline__ float weight(float distance) { return 1.0f - fabsf(distance); }
@@ -124,3 +93,31 @@ extern "C" __global__ void __launch_bounds__(128)
     store4(row, iz, scan.voxels_z, make_float4(sum[0], sum[1], sum[2], sum[3]));
 }
 REGISTER_KERNEL(back_project_matched)
+
+extern "C" __global__ void __launch_bounds__(matched::THREADS, 4)
+    back_project_level(Scan scan, const View* __restrict__ views, const float* __restrict__ projections,
+                       float* __restrict__ volume) {
+    using namespace matched;
+    __shared__ LevelShared shared;
+    int lane = int(threadIdx.x), warp = int(threadIdx.y), thread = warp * 32 + lane;
+    Block block = {int(blockIdx.y) * EDGE, int(blockIdx.x) * EDGE, int(blockIdx.z) * LAYER};
+#pragma unroll
+    for (int i = 0; i < EDGE; i++) shared.sums[warp][i][lane] = 0.0f;
+    for (int index = 0; index < scan.views; index++) {
+        if (index % THREADS == 0) {
+            // All have read those before.
+            if (index + thread < scan.views) shared.windows[thread] = block.window(scan, views[index + thread]);
+            __syncthreads();
+        }
+        Window window = shared.windows[index % THREADS];
+        const float* image = projections + static_cast<long long>(index) * scan.rows * scan.columns;
+        add_view(scan, views[index], image, block, window, shared);
+    }
+    for (int i = 0; i < EDGE; i++) {
+        int ix = block.x + warp, iy = block.y + i, iz = block.z + lane;
+        if (ix < scan.voxels_x && iy < scan.voxels_y && iz < scan.voxels_z) {
+            volume[(static_cast<long long>(ix) * scan.voxels_y + iy) * scan.voxels_z + iz] = shared.sums[warp][i][lane];
+        }
+    }
+}
+REGISTER_KERNEL(back_project_level)

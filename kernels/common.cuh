@@ -49,6 +49,17 @@ __device__ __forceinline__ float inverse(float x) {
 #endif
 }
 
+// The root of x to two roundings.
+__device__ __forceinline__ float root(float x) {
+#ifdef __CUDACC__
+    float result;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+#else
+    return sqrtf(x);
+#endif
+}
+
 // Whether four floats from here on can be moved at once.
 __device__ __forceinline__ bool is_aligned(const float* pointer) {
     return (reinterpret_cast<unsigned long long>(pointer) & 15) == 0;

@@ -36,18 +36,9 @@ __device__ __forceinline__ float power_of_two(float x) {
 }
 
 using ::inverse;
+using ::root;
 
-// Root and inverse root to some float32 roundings.
-__device__ __forceinline__ float root(float x) {
-#ifdef __CUDACC__
-    float result;
-    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
-#else
-    return sqrtf(x);
-#endif
-}
-
+// To some float32 roundings.
 __device__ __forceinline__ float inverse_root(float x) {
 #ifdef __CUDACC__
     float result;
@@ -58,7 +49,7 @@ __device__ __forceinline__ float inverse_root(float x) {
 #endif
 }
 
-// These and the inverse in float64: the device's guess and two steps of Newton's, without the calls that the library's division and root are. For
+// Root, inverse root and inverse in float64: the device's guess and two steps of Newton's, without the calls that the library's division and root are. For
 // what is above 0 and neither tiny nor huge.
 __device__ __forceinline__ double inverse(double x) {
 #ifdef __CUDACC__

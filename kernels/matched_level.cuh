@@ -1,0 +1,125 @@
+// The adjoint of forward_project for level views: detector rows along z, and no ray with z as its dominant axis, as on untilted orbits
+// (`level` in src/compute/cuda/scan_table.rs). What a column's rays have in common is then worked out once for all of its rows.
+//
+// In a plane across their dominant axis the rays of a column cross at one p, between two rows of voxels, and at q = A + v B. So
+//   filtered[z] = sum over rows v of pixel * length * (1 - |A + v B - z|), the last factor above 0
+// is worked out once, and goes to both rows of voxels, weighted by how near they are to p.
+//
+// A block has EDGE x EDGE x LAYER voxels, in shared memory, and eight warps. The pixels of a view about the block's shadow are staged times their
+// rays' lengths, up to COLUMNS x ROWS at a time, [column][row]. Then each warp takes a plane, with a column a lane, to see which of them cross its
+// voxels; and those one after the other, with a height a lane.
+#pragma once
+
+#include "matched_window.cuh"
+
+namespace matched {
+
+constexpr int EDGE = 8, LAYER = 32, THREADS = 32 * EDGE;
+constexpr int COLUMNS = 32, ROWS = 80;
+// Pixels from one staged column to the next: odd, so that neighbours lie in different banks.
+constexpr int STRIDE = ROWS + 1;
+
+// A block's first voxel.
+struct Block {
+    int x, y, z;
+
+    __device__ __forceinline__ Window window(const Scan& scan, const View& view) const {
+        float3 low = make_float3(float(x - 1) - middle(scan.voxels_x), float(y - 1) - middle(scan.voxels_y),
+                                 float(z - 1) - middle(scan.voxels_z));
+        return shadow(scan, view, low, make_float3(low.x + float(EDGE + 1), low.y + float(EDGE + 1), low.z + float(LAYER + 1)));
+    }
+};
+
+struct LevelShared {
+    float sums[EDGE][EDGE][LAYER];
+    float pixels[COLUMNS * STRIDE];
+    // Of the views that come next.
+    Window windows[THREADS];
+};
+
+// Two neighbouring rows of voxels of a warp's plane, which a run of columns adds to.
+struct Rows {
+    // The first voxel of the plane's first row at this lane's height, and the floats to the next row.
+    float* sums;
+    int step;
+    // The first of the two, from -1 on; the second may lie beyond the last as well.
+    int at;
+    float low, high;
+
+    __device__ __forceinline__ void move(int to) {
+        if (at >= 0) sums[at * step] += low;
+        if (at + 1 < EDGE) sums[(at + 1) * step] += high;
+        at = to, low = high = 0.0f;
+    }
+};
+
+// Adds the staged pixels first_row .. last_row of those columns, one a lane, that are `taken`, to the warp's plane across AXIS.
+template <int AXIS>
+__device__ __forceinline__ void add_plane(const Scan& scan, const View& view, const Block& block, float3 d, float u, bool taken,
+                                          int first_row, int last_row, LevelShared& shared) {
+    using namespace joseph;
+    int lane = int(threadIdx.x), warp = int(threadIdx.y);
+    int plane = (AXIS == 0 ? block.x : block.y) + warp, first = AXIS == 0 ? block.y : block.x;
+    if (plane >= count<AXIS>(scan)) return;
+    float k = float(plane) - middle(count<AXIS>(scan)), middle_v = middle(scan.rows), z = float(block.z + lane);
+    Ray ray = ray_across<AXIS>(scan, view, d, u, 0.0f);
+    float p = ray.p_at(k), a = ray.q_middle(k), b = ray.q_by_row(k), per_plane = fabsf(__frcp_rn(along<AXIS>(d)));
+    bool crosses = taken && ray.in_front(k) && p >= float(first - 1) && p < float(first + EDGE);
+    Rows rows = {AXIS == 0 ? shared.sums[warp][0] + lane : shared.sums[0][warp] + lane, AXIS == 0 ? LAYER : EDGE * LAYER, EDGE, 0.0f, 0.0f};
+    for (unsigned left = __ballot_sync(0xffffffffu, int(crosses)); left != 0; left &= left - 1) {
+        int column = __ffs(int(left)) - 1;
+        float of_p = __shfl_sync(0xffffffffu, p, column), of_a = __shfl_sync(0xffffffffu, a, column);
+        float of_b = __shfl_sync(0xffffffffu, b, column), length = __shfl_sync(0xffffffffu, per_plane, column);
+        // Rows within one voxel of this height; which ones they are to the bit their positions decide.
+        float per_b = inverse(of_b), centre = fmaf(z - of_a, per_b, middle_v), reach = fabsf(per_b) + PIXEL_SLACK;
+        float from = fminf(fmaxf(ceilf(centre - reach), float(first_row)), float(last_row));
+        int row = int(from), last = int(fmaxf(fminf(centre + reach, float(last_row)), -1.0f));
+        const float* pixels = shared.pixels + column * STRIDE - first_row;
+        float v = from - middle_v, filtered = 0.0f;
+        for (; row <= last; row++, v += 1.0f) {
+            float share = 1.0f - fabsf(fmaf(v, of_b, of_a) - z);
+            if (share > 0.0f) filtered = fmaf(share, pixels[row], filtered);
+        }
+        filtered *= length;
+        int low = __float2int_rd(of_p);
+        if (low - first != rows.at) rows.move(low - first);
+        float part = of_p - float(low);
+        rows.low = fmaf(1.0f - part, filtered, rows.low), rows.high = fmaf(part, filtered, rows.high);
+    }
+    rows.move(EDGE);
+}
+
+// Adds what a view brings to the block's voxels. All threads must call it.
+__device__ __forceinline__ void add_view(const Scan& scan, const View& view, const float* __restrict__ image, const Block& block,
+                                         const Window& window, LevelShared& shared) {
+    int lane = int(threadIdx.x), warp = int(threadIdx.y);
+    for (int first_column = window.first_column; first_column <= window.last_column; first_column += COLUMNS) {
+        int column = first_column + lane;
+        bool inside = column <= window.last_column;
+        float u = float(column) - middle(scan.columns);
+        float3 d = joseph::direction(view, u, 0.0f);
+        bool along_x = inside && joseph::dominant_axis(make_float3(d.x, d.y, 0.0f)) == 0;
+        float x_mm = d.x * scan.voxel_mm_x, y_mm = d.y * scan.voxel_mm_y, flat_mm2 = fmaf(x_mm, x_mm, y_mm * y_mm);
+        for (int first_row = window.first_row; first_row <= window.last_row; first_row += ROWS) {
+            int last_row = min(first_row + ROWS - 1, window.last_row);
+            if (inside) {
+#pragma unroll 4
+                for (int row = first_row + warp; row <= last_row; row += EDGE) {
+                    float z_mm = fmaf(float(row) - middle(scan.rows), view.row_step.z, d.z) * scan.voxel_mm_z;
+                    float pixel = __ldg(image + row * scan.columns + column);
+                    shared.pixels[lane * STRIDE + row - first_row] = pixel * root(fmaf(z_mm, z_mm, flat_mm2));
+                }
+            }
+            __syncthreads();
+            // The same in all warps.
+            bool any_x = __any_sync(0xffffffffu, int(along_x)), any_y = __any_sync(0xffffffffu, int(inside && !along_x));
+            if (any_x) add_plane<0>(scan, view, block, d, u, along_x, first_row, last_row, shared);
+            // Planes across y take voxels of all planes across x.
+            if (any_x && any_y) __syncthreads();
+            if (any_y) add_plane<1>(scan, view, block, d, u, inside && !along_x, first_row, last_row, shared);
+            __syncthreads();
+        }
+    }
+}
+
+}  // namespace matched
