@@ -45,10 +45,9 @@ __device__ __forceinline__ void gather(const Scan& scan, const View& view, const
                 float across = weight(ray.p_at(plane) - float(AXIS == 0 ? iy : ix));
                 if (!(across > 0.0f) || !ray.in_front(plane)) continue;
                 float value = across * (__ldg(image + static_cast<long long>(row) * scan.columns + column) * ray.length_mm);
-                float height = ray.q_at(plane) - float(iz);
 #pragma unroll
                 for (int i = 0; i < HEIGHTS; i++) {
-                    float share = weight(height - float(i));
+                    float share = weight(ray.q_from(float(iz + i), plane));
                     if (share > 0.0f) sum[i] = fmaf(share, value, sum[i]);
                 }
             } else {
@@ -56,7 +55,7 @@ __device__ __forceinline__ void gather(const Scan& scan, const View& view, const
 #pragma unroll
                 for (int i = 0; i < HEIGHTS; i++) {
                     float plane = z + float(i);
-                    float share_x = weight(ray.p_at(plane) - float(ix)), share_y = weight(ray.q_at(plane) - float(iy));
+                    float share_x = weight(ray.p_at(plane) - float(ix)), share_y = weight(ray.q_from(float(iy), plane));
                     if (share_x > 0.0f && share_y > 0.0f && ray.in_front(plane)) {
                         sum[i] = fmaf(share_x * share_y, value, sum[i]);
                     }
@@ -102,7 +101,10 @@ extern "C" __global__ void __launch_bounds__(matched::THREADS, 4)
     int lane = int(threadIdx.x), warp = int(threadIdx.y), thread = warp * 32 + lane;
     Block block = {int(blockIdx.y) * EDGE, int(blockIdx.x) * EDGE, int(blockIdx.z) * LAYER};
 #pragma unroll
-    for (int i = 0; i < EDGE; i++) shared.sums[warp][i][lane] = 0.0f;
+    for (int i = 0; i < EDGE; i++) {
+#pragma unroll
+        for (int h = 0; h < LAYER; h += 32) shared.sums[warp][i][h + lane] = 0.0f;
+    }
     for (int index = 0; index < scan.views; index++) {
         if (index % THREADS == 0) {
             // All have read those before.
@@ -113,10 +115,12 @@ extern "C" __global__ void __launch_bounds__(matched::THREADS, 4)
         const float* image = projections + static_cast<long long>(index) * scan.rows * scan.columns;
         add_view(scan, views[index], image, block, window, shared);
     }
+    int ix = block.x + warp;
     for (int i = 0; i < EDGE; i++) {
-        int ix = block.x + warp, iy = block.y + i, iz = block.z + lane;
-        if (ix < scan.voxels_x && iy < scan.voxels_y && iz < scan.voxels_z) {
-            volume[(static_cast<long long>(ix) * scan.voxels_y + iy) * scan.voxels_z + iz] = shared.sums[warp][i][lane];
+        for (int h = lane; h < LAYER; h += 32) {
+            int iy = block.y + i, iz = block.z + h;
+            if (ix >= scan.voxels_x || iy >= scan.voxels_y || iz >= scan.voxels_z) continue;
+            volume[(static_cast<long long>(ix) * scan.voxels_y + iy) * scan.voxels_z + iz] = shared.sums[warp][i][h];
         }
     }
 }

@@ -48,7 +48,7 @@ struct Planes {
         float b = p_low && q_high ? __ldg(near + q_stride) : 0.0f;
         float c = p_high && q_low ? __ldg(near + p_stride) : 0.0f;
         float e = p_high && q_high ? __ldg(near + p_stride + q_stride) : 0.0f;
-        float lower = fmaf(q - float(iq), b - a, a), upper = fmaf(q - float(iq), e - c, c);
+        float q_part = ray.q_from(float(iq), k), lower = fmaf(q_part, b - a, a), upper = fmaf(q_part, e - c, c);
         return fmaf(p - float(ip), upper - lower, lower);
     }
 
@@ -67,7 +67,7 @@ struct Planes {
         int low = index + ip * int(p_stride) + iq * q_step;
         float a = __ldg(volume + low), b = __ldg(volume + low + q_step);
         float c = __ldg(next_row + low), e = __ldg(next_row + low + q_step);
-        float q_part = q - float(iq), lower = fmaf(q_part, b - a, a), upper = fmaf(q_part, e - c, c);
+        float q_part = ray.q_from(float(iq), k), lower = fmaf(q_part, b - a, a), upper = fmaf(q_part, e - c, c);
         return fmaf(p - float(ip), upper - lower, lower);
     }
     // Whether 32 bits are enough for the index of a voxel.

@@ -61,6 +61,10 @@ struct Ray {
     __device__ __forceinline__ float q_middle(float plane) const { return fmaf(plane, q_step, q); }
     __device__ __forceinline__ float q_by_row(float plane) const { return fmaf(plane, q_row_step, q_row); }
     __device__ __forceinline__ float q_at(float plane) const { return fmaf(v, q_by_row(plane), q_middle(plane)); }
+    // From a voxel to the position, closer than by the difference of both.
+    __device__ __forceinline__ float q_from(float voxel, float plane) const {
+        return fmaf(v, q_by_row(plane), __fadd_rn(q_middle(plane), -voxel));
+    }
     __device__ __forceinline__ bool in_front(float plane) const { return upwards ? plane >= nearest : plane <= nearest; }
 };
 

@@ -7,16 +7,16 @@
 //
 // A block has EDGE x EDGE x LAYER voxels, in shared memory, and eight warps. The pixels of a view about the block's shadow are staged times their
 // rays' lengths, up to COLUMNS x ROWS at a time, [column][row]. Then each warp takes a plane, with a column a lane, to see which of them cross its
-// voxels; and those one after the other, with a height a lane.
+// voxels; and those one after the other, with LANE_HEIGHTS heights a lane.
 #pragma once
 
 #include "matched_window.cuh"
 
 namespace matched {
 
-constexpr int EDGE = 8, LAYER = 32, THREADS = 32 * EDGE;
-constexpr int COLUMNS = 32, ROWS = 80;
-// Pixels from one staged column to the next: odd, so that neighbours lie in different banks.
+constexpr int EDGE = 8, LANE_HEIGHTS = 2, LAYER = 32 * LANE_HEIGHTS, THREADS = 32 * EDGE;
+constexpr int COLUMNS = 32, ROWS = 144;
+// Pixels from one staged column to the next: odd, so that neighbours lie in different banks. The last one is a zero behind the others.
 constexpr int STRIDE = ROWS + 1;
 
 // A block's first voxel.
@@ -39,52 +39,76 @@ struct LevelShared {
 
 // Two neighbouring rows of voxels of a warp's plane, which a run of columns adds to.
 struct Rows {
-    // The first voxel of the plane's first row at this lane's height, and the floats to the next row.
+    // The first voxel of the plane's first row at this lane's first height, and the floats to the next row.
     float* sums;
     int step;
     // The first of the two, from -1 on; the second may lie beyond the last as well.
     int at;
-    float low, high;
+    float low[LANE_HEIGHTS], high[LANE_HEIGHTS];
 
     __device__ __forceinline__ void move(int to) {
-        if (at >= 0) sums[at * step] += low;
-        if (at + 1 < EDGE) sums[(at + 1) * step] += high;
-        at = to, low = high = 0.0f;
+#pragma unroll
+        for (int i = 0; i < LANE_HEIGHTS; i++) {
+            if (at >= 0) sums[at * step + 32 * i] += low[i];
+            if (at + 1 < EDGE) sums[(at + 1) * step + 32 * i] += high[i];
+            low[i] = high[i] = 0.0f;
+        }
+        at = to;
     }
 };
 
-// Adds the staged pixels first_row .. last_row of those columns, one a lane, that are `taken`, to the warp's plane across AXIS.
+// The staged pixels of a column: so many rows, the first of which lies `middle_row` before the detector's middle.
+struct Staged {
+    const float* pixels;
+    float last, middle_row;
+
+    // Their sum, as they weigh at a height: they cross `from_height` + v b from there.
+    __device__ __forceinline__ float filter(float from_height, float b, float per_b) const {
+        // Rows within one voxel; which ones they are to the bit their positions decide.
+        float centre = fmaf(-from_height, per_b, middle_row), reach = fabsf(per_b) + PIXEL_SLACK, sum = 0.0f;
+        float row = fminf(fmaxf(ceilf(centre - reach), 0.0f), last), end = fminf(centre + reach, last);
+        const float* at = pixels + int(row);
+        // By twos, the zero behind the last included.
+#pragma unroll 1
+        for (; row <= end; row += 2.0f, at += 2) {
+            float v = row - middle_row;
+            float share = 1.0f - fabsf(fmaf(v, b, from_height)), next = 1.0f - fabsf(fmaf(v + 1.0f, b, from_height));
+            sum = fmaf(__saturatef(next), at[1], fmaf(__saturatef(share), at[0], sum));
+        }
+        return sum;
+    }
+};
+
+// Adds the staged pixels of those columns, one a lane, that are `taken`, to the warp's plane across AXIS.
 template <int AXIS>
 __device__ __forceinline__ void add_plane(const Scan& scan, const View& view, const Block& block, float3 d, float u, bool taken,
-                                          int first_row, int last_row, LevelShared& shared) {
+                                          Staged staged, LevelShared& shared) {
     using namespace joseph;
     int lane = int(threadIdx.x), warp = int(threadIdx.y);
     int plane = (AXIS == 0 ? block.x : block.y) + warp, first = AXIS == 0 ? block.y : block.x;
     if (plane >= count<AXIS>(scan)) return;
-    float k = float(plane) - middle(count<AXIS>(scan)), middle_v = middle(scan.rows), z = float(block.z + lane);
+    float k = float(plane) - middle(count<AXIS>(scan)), z = float(block.z + lane);
     Ray ray = ray_across<AXIS>(scan, view, d, u, 0.0f);
     float p = ray.p_at(k), a = ray.q_middle(k), b = ray.q_by_row(k), per_plane = fabsf(__frcp_rn(along<AXIS>(d)));
     bool crosses = taken && ray.in_front(k) && p >= float(first - 1) && p < float(first + EDGE);
-    Rows rows = {AXIS == 0 ? shared.sums[warp][0] + lane : shared.sums[0][warp] + lane, AXIS == 0 ? LAYER : EDGE * LAYER, EDGE, 0.0f, 0.0f};
+    Rows rows = {};
+    rows.sums = (AXIS == 0 ? shared.sums[warp][0] : shared.sums[0][warp]) + lane;
+    rows.step = AXIS == 0 ? LAYER : EDGE * LAYER;
+    rows.at = EDGE;
     for (unsigned left = __ballot_sync(0xffffffffu, int(crosses)); left != 0; left &= left - 1) {
         int column = __ffs(int(left)) - 1;
         float of_p = __shfl_sync(0xffffffffu, p, column), of_a = __shfl_sync(0xffffffffu, a, column);
         float of_b = __shfl_sync(0xffffffffu, b, column), length = __shfl_sync(0xffffffffu, per_plane, column);
-        // Rows within one voxel of this height; which ones they are to the bit their positions decide.
-        float per_b = inverse(of_b), centre = fmaf(z - of_a, per_b, middle_v), reach = fabsf(per_b) + PIXEL_SLACK;
-        float from = fminf(fmaxf(ceilf(centre - reach), float(first_row)), float(last_row));
-        int row = int(from), last = int(fmaxf(fminf(centre + reach, float(last_row)), -1.0f));
-        const float* pixels = shared.pixels + column * STRIDE - first_row;
-        float v = from - middle_v, filtered = 0.0f;
-        for (; row <= last; row++, v += 1.0f) {
-            float share = 1.0f - fabsf(fmaf(v, of_b, of_a) - z);
-            if (share > 0.0f) filtered = fmaf(share, pixels[row], filtered);
-        }
-        filtered *= length;
+        float per_b = inverse(of_b);
         int low = __float2int_rd(of_p);
         if (low - first != rows.at) rows.move(low - first);
-        float part = of_p - float(low);
-        rows.low = fmaf(1.0f - part, filtered, rows.low), rows.high = fmaf(part, filtered, rows.high);
+        float part = of_p - float(low), high_share = part * length, low_share = length - high_share;
+        staged.pixels = shared.pixels + column * STRIDE;
+#pragma unroll
+        for (int i = 0; i < LANE_HEIGHTS; i++) {
+            float filtered = staged.filter(of_a - (z + float(32 * i)), of_b, per_b);
+            rows.low[i] = fmaf(low_share, filtered, rows.low[i]), rows.high[i] = fmaf(high_share, filtered, rows.high[i]);
+        }
     }
     rows.move(EDGE);
 }
@@ -103,6 +127,7 @@ __device__ __forceinline__ void add_view(const Scan& scan, const View& view, con
         for (int first_row = window.first_row; first_row <= window.last_row; first_row += ROWS) {
             int last_row = min(first_row + ROWS - 1, window.last_row);
             if (inside) {
+                if (warp == 0) shared.pixels[lane * STRIDE + last_row + 1 - first_row] = 0.0f;
 #pragma unroll 4
                 for (int row = first_row + warp; row <= last_row; row += EDGE) {
                     float z_mm = fmaf(float(row) - middle(scan.rows), view.row_step.z, d.z) * scan.voxel_mm_z;
@@ -111,12 +136,13 @@ __device__ __forceinline__ void add_view(const Scan& scan, const View& view, con
                 }
             }
             __syncthreads();
+            Staged staged = {shared.pixels, float(last_row - first_row), middle(scan.rows) - float(first_row)};
             // The same in all warps.
             bool any_x = __any_sync(0xffffffffu, int(along_x)), any_y = __any_sync(0xffffffffu, int(inside && !along_x));
-            if (any_x) add_plane<0>(scan, view, block, d, u, along_x, first_row, last_row, shared);
+            if (any_x) add_plane<0>(scan, view, block, d, u, along_x, staged, shared);
             // Planes across y take voxels of all planes across x.
             if (any_x && any_y) __syncthreads();
-            if (any_y) add_plane<1>(scan, view, block, d, u, inside && !along_x, first_row, last_row, shared);
+            if (any_y) add_plane<1>(scan, view, block, d, u, inside && !along_x, staged, shared);
             __syncthreads();
         }
     }

@@ -118,6 +118,7 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 // Good to 2 units in the last place on the device.
 inline float __fdividef(float a, float b) { return a / b; }
+inline float __saturatef(float a) { return a > 0.0f ? min(a, 1.0f) : 0.0f; }
 inline float __frcp_rn(float a) { return 1.0f / a; }
 inline float __fsqrt_rn(float a) { return sqrtf(a); }
 inline float rsqrtf(float a) { return 1.0f / sqrtf(a); }

@@ -26,7 +26,7 @@ pub fn back_project_matched(
     }
     let [x, y, z] = scan.voxels();
     let (kernel, tile, threads) = if scan.is_level() {
-        ("back_project_level", [8, 8, 32], [32, 8, 1])
+        ("back_project_level", [8, 8, 64], [32, 8, 1])
     } else {
         (OPERATION, [8, 4, 4 * 4], [8, 4, 4])
     };
