@@ -32,8 +32,8 @@ constexpr int WARP_X = 4, WARP_Y = 4, WARP_Z = 8;
 
 // 2^-q - EDGE 2^q, 0 beyond the cut-off.
 __device__ __forceinline__ float voxel_value(float q) {
-    // Beyond the cut-off all are alike; nothing overflows.
-    float power = power_of_two(-fminf(q, 20.0f));
+    // Beyond the cut-off the small term is the larger, at last infinite or, of 0 times infinity, not a number: fmaxf makes 0 of all these.
+    float power = power_of_two(-q);
     // The small term needs four digits: two steps from a guess by the exponent.
     float guess = __int_as_float(0x7ef311c3 - __float_as_int(power));
     guess = guess * (2.0f - power * guess);
