@@ -67,7 +67,7 @@ __device__ __forceinline__ void gather(const Scan& scan, const View& view, const
 
 }  // namespace matched
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 5)
     back_project_matched(Scan scan, const View* __restrict__ views, const float* __restrict__ projections,
                          float* __restrict__ volume) {
     using namespace matched;

@@ -100,7 +100,7 @@ __device__ __forceinline__ Ray ray_across(const Scan& scan, const View& view, fl
     float x_mm = __fmul_rn(d.x, scan.voxel_mm_x), y_mm = __fmul_rn(d.y, scan.voxel_mm_y);
     float z_mm = __fmul_rn(d.z, scan.voxel_mm_z);
     float squared_mm2 = fmaf(x_mm, x_mm, fmaf(y_mm, y_mm, __fmul_rn(z_mm, z_mm)));
-    ray.length_mm = __fmul_rn(__fsqrt_rn(squared_mm2), fabsf(inverse));
+    ray.length_mm = __fmul_rn(root(squared_mm2), fabsf(inverse));
     return ray;
 }
 

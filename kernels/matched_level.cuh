@@ -89,7 +89,7 @@ __device__ __forceinline__ void add_plane(const Scan& scan, const View& view, co
     if (plane >= count<AXIS>(scan)) return;
     float k = float(plane) - middle(count<AXIS>(scan)), z = float(block.z + lane);
     Ray ray = ray_across<AXIS>(scan, view, d, u, 0.0f);
-    float p = ray.p_at(k), a = ray.q_middle(k), b = ray.q_by_row(k), per_plane = fabsf(__frcp_rn(along<AXIS>(d)));
+    float p = ray.p_at(k), a = ray.q_middle(k), b = ray.q_by_row(k);
     bool crosses = taken && ray.in_front(k) && p >= float(first - 1) && p < float(first + EDGE);
     Rows rows = {};
     rows.sums = (AXIS == 0 ? shared.sums[warp][0] : shared.sums[0][warp]) + lane;
@@ -98,11 +98,10 @@ __device__ __forceinline__ void add_plane(const Scan& scan, const View& view, co
     for (unsigned left = __ballot_sync(0xffffffffu, int(crosses)); left != 0; left &= left - 1) {
         int column = __ffs(int(left)) - 1;
         float of_p = __shfl_sync(0xffffffffu, p, column), of_a = __shfl_sync(0xffffffffu, a, column);
-        float of_b = __shfl_sync(0xffffffffu, b, column), length = __shfl_sync(0xffffffffu, per_plane, column);
-        float per_b = inverse(of_b);
+        float of_b = __shfl_sync(0xffffffffu, b, column), per_b = inverse(of_b);
         int low = __float2int_rd(of_p);
         if (low - first != rows.at) rows.move(low - first);
-        float part = of_p - float(low), high_share = part * length, low_share = length - high_share;
+        float high_share = of_p - float(low), low_share = 1.0f - high_share;
         staged.pixels = shared.pixels + column * STRIDE;
 #pragma unroll
         for (int i = 0; i < LANE_HEIGHTS; i++) {
@@ -123,14 +122,16 @@ __device__ __forceinline__ void add_view(const Scan& scan, const View& view, con
         float u = float(column) - middle(scan.columns);
         float3 d = joseph::direction(view, u, 0.0f);
         bool along_x = inside && joseph::dominant_axis(make_float3(d.x, d.y, 0.0f)) == 0;
-        float x_mm = d.x * scan.voxel_mm_x, y_mm = d.y * scan.voxel_mm_y, flat_mm2 = fmaf(x_mm, x_mm, y_mm * y_mm);
+        // Of a ray between two planes.
+        float planes = inverse(along_x ? d.x : d.y), x_mm = planes * d.x * scan.voxel_mm_x, y_mm = planes * d.y * scan.voxel_mm_y;
+        float flat_mm2 = fmaf(x_mm, x_mm, y_mm * y_mm), z_mm_a_voxel = planes * scan.voxel_mm_z;
         for (int first_row = window.first_row; first_row <= window.last_row; first_row += ROWS) {
             int last_row = min(first_row + ROWS - 1, window.last_row);
             if (inside) {
                 if (warp == 0) shared.pixels[lane * STRIDE + last_row + 1 - first_row] = 0.0f;
 #pragma unroll 4
                 for (int row = first_row + warp; row <= last_row; row += EDGE) {
-                    float z_mm = fmaf(float(row) - middle(scan.rows), view.row_step.z, d.z) * scan.voxel_mm_z;
+                    float z_mm = fmaf(float(row) - middle(scan.rows), view.row_step.z, d.z) * z_mm_a_voxel;
                     float pixel = __ldg(image + row * scan.columns + column);
                     shared.pixels[lane * STRIDE + row - first_row] = pixel * root(fmaf(z_mm, z_mm, flat_mm2));
                 }

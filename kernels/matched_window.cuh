@@ -21,7 +21,7 @@ __device__ __forceinline__ Window shadow(const Scan& scan, const View& view, flo
     for (int corner = 0; corner < 8; corner++) {
         float x = corner & 1 ? high.x : low.x, y = corner & 2 ? high.y : low.y, z = corner & 4 ? high.z : low.z;
         float w = at(view.project_w, x, y, z);
-        float u = at(view.project_u, x, y, z) / w, v = at(view.project_v, x, y, z) / w;
+        float per_w = inverse(w), u = at(view.project_u, x, y, z) * per_w, v = at(view.project_v, x, y, z) * per_w;
         u_low = fminf(u_low, u), u_high = fmaxf(u_high, u);
         v_low = fminf(v_low, v), v_high = fmaxf(v_high, v);
         nearest = fminf(nearest, w), farthest = fmaxf(farthest, w);
