@@ -2,16 +2,21 @@
 //
 //   volume[x][y][z] = sum over views and pixels of projections * length_mm * (1 - |p - voxel_p|) * (1 - |q - voxel_q|), both factors above 0
 //
-// Shapes: projections [views][rows][columns], volume [x][y][z]. Launch: blocks of 8 y x 4 x x 4 threads, HEIGHTS voxels along z a
-// thread; grid (y, x, z).
-// A voxel gathers: the neighbourhood in which rays touch it is projected onto the detector, and every pixel in the window is asked for its
-// ray, which joseph.cuh works out to the same bits as for the projector. So no two threads write one voxel, and there are no atomics. A
-// window is as large as a pixel's worth of slack makes it safe; a ray's position decides, never the window.
-// Work, a thread and view: about 100 operations for the window, then 45 a pixel of it (36 for the ray, 9 for the voxel's weight along p), and
-// 4 a voxel that it touches. Where voxels and pixels match, a window of four voxels has 3 x 6 pixels: 270 operations a voxel.
-// Floor at 256^3, 256^2 and 50 views: 8.4e8 voxels and views, 2.3e11 operations, 7 ms at 33e12 instructions a second; 4.5 loads a voxel,
-// 15 GB out of the first-level caches (0.5 ms); from memory 0.08 GB.
-// Order: a voxel sums views, axes, rows and columns in their order.
+//   back_project_matched  any views
+//   back_project_level    views that are all level (matched_level.cuh), as on every untilted orbit: the same, column by column
+//
+// Shapes: projections [views][rows][columns], volume [x][y][z]. Launch: back_project_matched blocks of 8 y x 4 x x 4 threads, HEIGHTS voxels
+// along z a thread; back_project_level blocks of 8 warps for EDGE x EDGE x LAYER voxels; grids (y, x, z).
+// No two threads write one voxel at a time, and there are no atomics: the neighbourhood in which rays touch voxels is projected onto the detector,
+// and pixels in that window are asked for their rays, which joseph.cuh works out to the same bits as for the projector. A window is as
+// large as a pixel's worth of slack makes it safe; a ray's position decides, never the window.
+// Floor at 256^3 and 50 views: 8.4e8 voxels and views.
+//   back_project_matched: 200 instructions for a thread's window and 90 a pixel of it. From views of 256^2 (voxels as large as pixels) it has
+//   3 x 6 pixels for four voxels: 420 instructions a voxel, 11 ms at 33e12 a second; from views of 512^2 31 ms.
+//   back_project_level: a column that crosses a plane takes 55 instructions a height from views of 256^2, 70 from 512^2, and there are 1.1 and 2.3
+//   columns a voxel, each of which serves two; with the staging 85 and 190 instructions a voxel, 2.1 and 4.8 ms. Shared memory: 5 loads a height and
+//   column, two of a bank: 0.8 of that. From memory 0.08 GB.
+// Order: a voxel sums views, axes, rows and columns in their order; of level views, views, columns and rows.
 #include "matched_level.cuh"
 
 namespace matched {

@@ -11,8 +11,8 @@
 // as the longest row within the cut-off asks, so that 4, 2 or 1 rows are walked at once, each between the roots of the cut-off. A
 // Gaussian of more than LARGE steps is shared by the block's warps, every eighth plane each. add_voxel_gradients a thread a Gaussian, in
 // blocks of 128.
-// Floor, 256^3, 2.3e6 Gaussians of sigma 1 voxel: 8 planes of 2 steps; a step takes 20 instructions for the row and 28 for the voxel, a
-// plane 15, the sums' 50 shuffles 100: 1000 a warp and Gaussian, 7.4e10 in all, 2.2 ms at 33e12 a second. A step loads some six sectors:
+// Floor, 256^3, 2.3e6 Gaussians of sigma 1 voxel: 8 planes of 2 steps; a step takes 45 instructions for the row and 31 for the voxel, a
+// plane 24, the sums' 50 shuffles 100: 1600 a warp and Gaussian, 1.2e11 in all, 3.5 ms at 33e12 a second. A step loads some six sectors:
 // 2.2e8 of 32 bytes, 7 GB out of the caches of both levels; from memory the volume as often as Gaussians that are neighbours in it are not
 // neighbours in the arrays. add_voxel_gradients: 108 bytes in, 88 in and out (0.1 ms) and 700 float64 operations a Gaussian (0.1 ms at
 // 17e12 a second).
