@@ -64,11 +64,12 @@ struct Rays {
 
 impl Rays {
     fn new(pose: &ViewPose, detector: Detector, grid: &VolumeGrid) -> Self {
-        let [half_u, half_v] = [detector.columns, detector.rows].map(middle);
-        let centre_mm = pose.pixel_mm(half_v, half_u);
+        let [middle_u, middle_v] = [detector.columns, detector.rows].map(middle);
+        let centre_mm = pose.pixel_mm(middle_v, middle_u);
         let direction = (centre_mm - pose.source_mm) / grid.voxel_mm;
         let (column_step, mut row_step) = (pose.column_step_mm / grid.voxel_mm, pose.row_step_mm / grid.voxel_mm);
         // The nearest and the steepest ray to the detector, which is a plane: of two coordinates the larger is at least 0.7 of both.
+        let (half_u, half_v) = (middle_u.max(0.0), middle_v.max(0.0));
         let (flat, flat_step) = (direction.truncate(), column_step.truncate());
         let nearest_u = (-flat.dot(flat_step) / flat_step.length_squared()).clamp(-half_u, half_u);
         let nearest = (flat + nearest_u * flat_step).length();
