@@ -2,52 +2,26 @@
 //
 //   volume[x][y][z] = sum over views and pixels of projections * length_mm * (1 - |p - voxel_p|) * (1 - |q - voxel_q|), both factors above 0
 //
-// Shapes: projections [views][rows][columns], volume [x][y][z]. Launch: blocks of 8 y x 4 x x 4 threads, HEIGHTS voxels along z a
-// thread; grid (y, x, z).
-// A voxel gathers: the neighbourhood in which rays touch it is projected onto the detector, and every pixel in the window is asked for its
-// ray, which joseph.cuh works out to the same bits as for the projector. So no two threads write one voxel, and there are no atomics. A
-// window is as large as a pixel's worth of slack makes it safe; a ray's position decides, never the window.
-// Work, a thread and view: about 100 operations for the window, then 45 a pixel of it (36 for the ray, 9 for the voxel's weight along p), and
-// 4 a voxel that it touches. Where voxels and pixels match, a window of four voxels has 3 x 6 pixels: 270 operations a voxel.
-// Floor at 256^3, 256^2 and 50 views: 8.4e8 voxels and views, 2.3e11 operations, 7 ms at 33e12 instructions a second; 4.5 loads a voxel,
-// 15 GB out of the first-level caches (0.5 ms); from memory 0.08 GB.
-// Order: a voxel sums views, axes, rows and columns in their order.
-#include "joseph.cuh"
+//   back_project_matched  any views
+//   back_project_level    views that are all level (matched_level.cuh), as on every untilted orbit: the same, column by column
+//
+// Shapes: projections [views][rows][columns], volume [x][y][z]. Launch: back_project_matched blocks of 8 y x 4 x x 4 threads, HEIGHTS voxels
+// along z a thread; back_project_level blocks of 8 warps for EDGE x EDGE x LAYER voxels; grids (y, x, z).
+// No two threads write one voxel at a time, and there are no atomics: the neighbourhood in which rays touch voxels is projected onto the detector,
+// and pixels in that window are asked for their rays, which joseph.cuh works out to the same bits as for the projector. A window is as
+// large as a pixel's worth of slack makes it safe; a ray's position decides, never the window.
+// Floor at 256^3 and 50 views: 8.4e8 voxels and views.
+//   back_project_matched: 200 instructions for a thread's window and 90 a pixel of it. From views of 256^2 (voxels as large as pixels) it has
+//   3 x 6 pixels for four voxels: 420 instructions a voxel, 11 ms at 33e12 a second; from views of 512^2 31 ms.
+//   back_project_level: a column that crosses a plane takes 55 instructions a height from views of 256^2, 70 from 512^2, and there are 1.1 and 2.3
+//   columns a voxel, each of which serves two; with the staging 85 and 190 instructions a voxel, 2.1 and 4.8 ms. Shared memory: 5 loads a height and
+//   column, two of a bank: 0.8 of that. From memory 0.08 GB.
+// Order: a voxel sums views, axes, rows and columns in their order; of level views, views, columns and rows.
+#include "matched_level.cuh"
 
 namespace matched {
 
 constexpr int HEIGHTS = 4;
-// Positions are good to 1e-3 pixel at the worst.
-constexpr float PIXEL_SLACK = 0.01f;
-
-// Detector rows and columns whose rays may touch a box, ends included.
-struct Window {
-    int first_column, last_column, first_row, last_row;
-};
-
-// The shadow of the box between `low` and `high` (voxels from the middle).
-__device__ __forceinline__ Window shadow(const Scan& scan, const View& view, float3 low, float3 high) {
-    float u_low = INFINITY, u_high = -INFINITY, v_low = INFINITY, v_high = -INFINITY;
-    float nearest = INFINITY, farthest = -INFINITY;
-#pragma unroll
-    for (int corner = 0; corner < 8; corner++) {
-        float x = corner & 1 ? high.x : low.x, y = corner & 2 ? high.y : low.y, z = corner & 4 ? high.z : low.z;
-        float w = at(view.project_w, x, y, z);
-        float u = at(view.project_u, x, y, z) / w, v = at(view.project_v, x, y, z) / w;
-        u_low = fminf(u_low, u), u_high = fmaxf(u_high, u);
-        v_low = fminf(v_low, v), v_high = fmaxf(v_high, v);
-        nearest = fminf(nearest, w), farthest = fmaxf(farthest, w);
-    }
-    if (farthest <= 0.0f) return {0, -1, 0, -1};
-    // A box around the source casts its shadow everywhere.
-    if (nearest < 1e-3f) return {0, scan.columns - 1, 0, scan.rows - 1};
-    float column = middle(scan.columns), row = middle(scan.rows);
-    // Clamped as floats: far beside the detector they would not fit an integer.
-    return {int(fmaxf(0.0f, ceilf(u_low + column - PIXEL_SLACK))),
-            int(fminf(float(scan.columns - 1), fmaxf(-1.0f, floorf(u_high + column + PIXEL_SLACK)))),
-            int(fmaxf(0.0f, ceilf(v_low + row - PIXEL_SLACK))),
-            int(fminf(float(scan.rows - 1), fmaxf(-1.0f, floorf(v_high + row + PIXEL_SLACK))))};
-}
 
 // Weight of a voxel at a distance from a sample, along one axis.
 __device__ __forceinline__ float weight(float distance) { return 1.0f - fabsf(distance); }
@@ -76,10 +50,9 @@ __device__ __forceinline__ void gather(const Scan& scan, const View& view, const
                 float across = weight(ray.p_at(plane) - float(AXIS == 0 ? iy : ix));
                 if (!(across > 0.0f) || !ray.in_front(plane)) continue;
                 float value = across * (__ldg(image + static_cast<long long>(row) * scan.columns + column) * ray.length_mm);
-                float height = ray.q_at(plane) - float(iz);
 #pragma unroll
                 for (int i = 0; i < HEIGHTS; i++) {
-                    float share = weight(height - float(i));
+                    float share = weight(ray.q_from(float(iz + i), plane));
                     if (share > 0.0f) sum[i] = fmaf(share, value, sum[i]);
                 }
             } else {
@@ -87,7 +60,7 @@ __device__ __forceinline__ void gather(const Scan& scan, const View& view, const
 #pragma unroll
                 for (int i = 0; i < HEIGHTS; i++) {
                     float plane = z + float(i);
-                    float share_x = weight(ray.p_at(plane) - float(ix)), share_y = weight(ray.q_at(plane) - float(iy));
+                    float share_x = weight(ray.p_at(plane) - float(ix)), share_y = weight(ray.q_from(float(iy), plane));
                     if (share_x > 0.0f && share_y > 0.0f && ray.in_front(plane)) {
                         sum[i] = fmaf(share_x * share_y, value, sum[i]);
                     }
@@ -99,7 +72,7 @@ __device__ __forceinline__ void gather(const Scan& scan, const View& view, const
 
 }  // namespace matched
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 5)
     back_project_matched(Scan scan, const View* __restrict__ views, const float* __restrict__ projections,
                          float* __restrict__ volume) {
     using namespace matched;
@@ -124,3 +97,36 @@ extern "C" __global__ void __launch_bounds__(128)
     store4(row, iz, scan.voxels_z, make_float4(sum[0], sum[1], sum[2], sum[3]));
 }
 REGISTER_KERNEL(back_project_matched)
+
+extern "C" __global__ void __launch_bounds__(matched::THREADS, 4)
+    back_project_level(Scan scan, const View* __restrict__ views, const float* __restrict__ projections,
+                       float* __restrict__ volume) {
+    using namespace matched;
+    __shared__ LevelShared shared;
+    int lane = int(threadIdx.x), warp = int(threadIdx.y), thread = warp * 32 + lane;
+    Block block = {int(blockIdx.y) * EDGE, int(blockIdx.x) * EDGE, int(blockIdx.z) * LAYER};
+#pragma unroll
+    for (int i = 0; i < EDGE; i++) {
+#pragma unroll
+        for (int h = 0; h < LAYER; h += 32) shared.sums[warp][i][h + lane] = 0.0f;
+    }
+    for (int index = 0; index < scan.views; index++) {
+        if (index % THREADS == 0) {
+            // All have read those before.
+            if (index + thread < scan.views) shared.windows[thread] = block.window(scan, views[index + thread]);
+            __syncthreads();
+        }
+        Window window = shared.windows[index % THREADS];
+        const float* image = projections + static_cast<long long>(index) * scan.rows * scan.columns;
+        add_view(scan, views[index], image, block, window, shared);
+    }
+    int ix = block.x + warp;
+    for (int i = 0; i < EDGE; i++) {
+        for (int h = lane; h < LAYER; h += 32) {
+            int iy = block.y + i, iz = block.z + h;
+            if (ix >= scan.voxels_x || iy >= scan.voxels_y || iz >= scan.voxels_z) continue;
+            volume[(static_cast<long long>(ix) * scan.voxels_y + iy) * scan.voxels_z + iz] = shared.sums[warp][i][h];
+        }
+    }
+}
+REGISTER_KERNEL(back_project_level)

@@ -38,6 +38,28 @@ __device__ __forceinline__ float at(float4 row, float x, float y, float z) {
     return fmaf(row.x, x, fmaf(row.y, y, fmaf(row.z, z, row.w)));
 }
 
+// 1 / x for what is neither tiny nor huge, to two roundings of float32: a division asks for much more.
+__device__ __forceinline__ float inverse(float x) {
+#ifdef __CUDACC__
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+#else
+    return 1.0f / x;
+#endif
+}
+
+// The root of x to two roundings.
+__device__ __forceinline__ float root(float x) {
+#ifdef __CUDACC__
+    float result;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+#else
+    return sqrtf(x);
+#endif
+}
+
 // Whether four floats from here on can be moved at once.
 __device__ __forceinline__ bool is_aligned(const float* pointer) {
     return (reinterpret_cast<unsigned long long>(pointer) & 15) == 0;

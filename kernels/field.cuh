@@ -122,7 +122,8 @@ __device__ __forceinline__ float4 four(const float* weights) {
 // The network on a block's points.
 struct Network {
     const Field& field;
-    const float* weights;
+    // In global memory.
+    const float* network;
     // Rows of activations, and the floats from one to the next.
     float* rows;
     int stride;
@@ -131,9 +132,17 @@ struct Network {
     // Hidden layers that are kept: all, or two by turns.
     int kept;
 
-    __device__ __forceinline__ Network(const Field& field, int kept, const float* weights, float* rows)
-        : field(field), weights(weights), rows(rows), stride(field.points + 4), point(int(threadIdx.x) % field.points),
+    __device__ __forceinline__ Network(const Field& field, int kept, const float* network, float* rows)
+        : field(field), network(network), rows(rows), stride(field.points + 4), point(int(threadIdx.x) % field.points),
           part(int(threadIdx.x) / field.points), parts(THREADS / field.points), kept(kept) {}
+
+    // The network; where it is staged it comes first in the shared memory, and loads are known to be from there.
+    template <bool STAGED>
+    __device__ __forceinline__ const float* weights() const {
+        if (!STAGED) return network;
+        DYNAMIC_SHARED(float, room);
+        return room;
+    }
 
     // Rows that hidden layer `index` (from 1 on) leaves; of 0 the features.
     __device__ __forceinline__ float* units(int index) const {
@@ -151,7 +160,7 @@ struct Network {
     __device__ __forceinline__ void tile(int index, int first, float (&sums)[TILE]) const {
         int width = field.width, count = inputs(index);
         const float* from = units(index) + point;
-        const float* row = weights + field.layer(index) + first;
+        const float* row = weights<STAGED>() + field.layer(index) + first;
 #pragma unroll
         for (int j = 0; j < TILE; j += 4) {
             float4 w = four<STAGED>(row + count * width + j);
@@ -175,7 +184,7 @@ struct Network {
     template <bool STAGED, bool KEEP>
     __device__ __forceinline__ float forward_staged() const {
         int width = field.width;
-        const float* last = weights + field.layer(field.hidden);
+        const float* last = weights<STAGED>() + field.layer(field.hidden);
         float logit = last[width], sums[TILE];
         // Units that nobody else reads need not be stored.
         int stored = KEEP || parts > 1 ? field.hidden : field.hidden - 1;
@@ -227,7 +236,7 @@ struct Network {
 #pragma unroll
                 for (int j = 0; j < AT_ONCE; j++) {
                     int i = min(first + j, count - 1);
-                    float4 w = four<STAGED>(weights + field.layer(index) + i * width + o);
+                    float4 w = four<STAGED>(weights<STAGED>() + field.layer(index) + i * width + o);
                     sums[j] = fmaf(a, w.x, fmaf(b, w.y, fmaf(c, w.z, fmaf(d, w.w, sums[j]))));
                 }
             }
@@ -304,7 +313,7 @@ struct Network {
         __syncthreads();
         add_layer(hidden, top, 1, sums);
         __syncthreads();
-        const float* last = weights + field.layer(hidden);
+        const float* last = (field.staged ? weights<true>() : weights<false>()) + field.layer(hidden);
         for (int o = part; o < width; o += parts) {
             float& unit = units(hidden)[o * stride + point];
             unit = by_logit * last[o] * slope(unit);
@@ -329,11 +338,10 @@ __device__ __forceinline__ float softplus_slope(float x) {
     return x < 0.0f ? low : 1.0f - low;
 }
 
-// Copies the network where it is to be staged, and says where it then lies. The caller waits.
-__device__ __forceinline__ const float* stage_network(const Field& field, const float* __restrict__ network, float* room) {
-    if (!field.staged) return network;
+// Copies the network to the beginning of the shared memory, `room`, where it is to be staged. The caller waits.
+__device__ __forceinline__ void stage_network(const Field& field, const float* __restrict__ network, float* room) {
+    if (!field.staged) return;
     for (int i = int(threadIdx.x); i < field.network(); i += THREADS) room[i] = __ldg(network + i);
-    return room;
 }
 
 // Floats of a staged network, so that what follows is aligned.

@@ -21,8 +21,8 @@ extern "C" __global__ void __launch_bounds__(field::THREADS, 5)
     __shared__ field::RayShared shared;
     DYNAMIC_SHARED(float, room);
     field::stage_levels(field, levels, 0.0, 0.0, shared.levels);
-    const float* weights = field::stage_network(field, network, room);
-    field::Network layers(field, min(field.hidden, 2), weights, room + field::staged_floats(field));
+    field::stage_network(field, network, room);
+    field::Network layers(field, min(field.hidden, 2), network, room + field::staged_floats(field));
     int of_batch = field.points / 32, lane = int(threadIdx.x) % 32;
     int count = field::batches(field, rays);
     for (int batch = int(blockIdx.x); batch < count; batch += int(gridDim.x)) {

@@ -22,8 +22,8 @@ extern "C" __global__ void __launch_bounds__(field::THREADS, 5)
     __shared__ field::RowShared shared;
     DYNAMIC_SHARED(float, room);
     field::stage_levels(field, levels, grid.voxel_mm[2], grid.low_mm[2], shared.levels);
-    const float* weights = field::stage_network(field, network, room);
-    field::Network layers(field, min(field.hidden, 2), weights, room + field::staged_floats(field));
+    field::stage_network(field, network, room);
+    field::Network layers(field, min(field.hidden, 2), network, room + field::staged_floats(field));
     int of_batch = field.points / 32;
     int count = field::batches(field, grid);
     for (int batch = int(blockIdx.x); batch < count; batch += int(gridDim.x)) {

@@ -81,10 +81,10 @@ extern "C" __global__ void __launch_bounds__(field::THREADS, 4)
     __shared__ __align__(16) float top[field::THREADS];
     DYNAMIC_SHARED(float, room);
     field::stage_levels(field, levels, grid.voxel_mm[2], grid.low_mm[2], shared.levels);
-    const float* weights = field::stage_network(field, network, room);
+    field::stage_network(field, network, room);
     room += field::staged_floats(field);
     float* by_network = field::begin_sums(field, room, partials);
-    field::Network layers(field, field.hidden, weights, room + field::sums_floats(field));
+    field::Network layers(field, field.hidden, network, room + field::sums_floats(field));
     int of_batch = field.points / 32, warp = int(threadIdx.x) / 32;
     int count = field::batches(field, grid);
     for (int batch = int(blockIdx.x); batch < count; batch += int(gridDim.x)) {

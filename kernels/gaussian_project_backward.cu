@@ -12,8 +12,8 @@
 // Launch: weigh_pixels a thread a pixel, 256 in a block. gaussian_project_backward a warp a Gaussian, 8 in a block: 8, 16 or 32 lanes along
 // a row, as the longest row within the cut-off asks, so that 4, 2 or 1 rows are walked at once. A Gaussian of more than LARGE_ON_PIXELS
 // steps is shared by the block's warps, every eighth group of rows each. add_pixel_gradients a thread a Gaussian, in blocks of 64.
-// Floor, a view of 512^2 pixels and 50,000 Gaussians of sigma 3 pixels (23 rows of up to 23 pixels): 12 steps of two times 45 instructions
-// and 30 for a row, the sums' 60 shuffles 120: 1600 a warp and Gaussian, 2.6e9 in all, 0.08 ms at 33e12 a second. add_pixel_gradients: 1500 float64
+// Floor, a view of 512^2 pixels and 50,000 Gaussians of sigma 3 pixels (23 rows of up to 23 pixels): 12 steps of two times 53 instructions
+// and 39 for a row, the sums' 60 shuffles 120: 1900 a warp and Gaussian, 3.0e9 in all, 0.09 ms at 33e12 a second. add_pixel_gradients: 1500 float64
 // operations (5 us at 17e12 a second) and 190 bytes a Gaussian (2 us).
 // Order: lanes and rows have their pixels by the Gaussian alone; lanes, then warps are summed in their order; views are added one by one.
 #include "gaussian_view.cuh"
@@ -45,7 +45,10 @@ __device__ __forceinline__ RowWalk walk_of(const Detector& detector, const Pixel
 // Adds up this lane's share of every `parts`th group of rows, from group `part` on.
 __device__ __forceinline__ void gather(const Detector& detector, const PixelFootprint& g, const RowWalk& walk, int part,
                                        int parts, const float* __restrict__ weighted, float (&sums)[PIXEL_SUMS]) {
-    int lane = int(threadIdx.x) % 32, along_u = lane % walk.lanes, rows = 32 / walk.lanes;
+    int lane = int(threadIdx.x) % 32, rows = 32 / walk.lanes;
+    // Columns are counted from the pixel at the centre, in floats: the detector's first and last, and how the lanes share them.
+    float low_u = float(-g.column), high_u = float(detector.columns - 1 - g.column);
+    float own_u = float(lane % walk.lanes), by_lanes = float(walk.lanes);
     for (int row = walk.first + part * rows + lane / walk.lanes; row <= walk.last; row += parts * rows) {
         float di = float(row - g.row) - g.fraction_v, off = di - g.centre;
         float square = g.half0 - g.half1 * off * off;
@@ -53,15 +56,15 @@ __device__ __forceinline__ void gather(const Detector& detector, const PixelFoot
         float half = root(square);
         // Where the projected column stands if d is 0, and the row's middle.
         float zero = g.fraction_u - g.shear * di, middle_u = zero + fmaf(g.slope, off, g.mid);
-        gaussian_lists::Span of_u = gaussian_lists::between(ceilf(middle_u - half), floorf(middle_u + half), g.column);
-        int last = min(of_u.last, detector.columns - 1);
+        float at_u = fmaxf(ceilf(middle_u - half), low_u) + own_u, last_u = fminf(middle_u + half, high_u);
+        if (!(at_u <= last_u)) continue;
         float den0 = fmaf(fmaf(g.b2, di, g.b1), di, 1.0f), den1 = fmaf(g.c, di, g.a1), y0 = g.ki * di * di;
-        const float* pixels = weighted + static_cast<long long>(row) * detector.columns;
-        for (int u = max(of_u.first, 0) + along_u; u <= last; u += walk.lanes) {
-            float d = float(u - g.column) - zero;
+        const float* pixel = weighted + (static_cast<long long>(row) * detector.columns + g.column + int(at_u));
+        for (; at_u <= last_u; at_u += by_lanes, pixel += walk.lanes) {
+            float d = at_u - zero;
             float r = inverse_root(fmaxf(fmaf(fmaf(g.a2, d, den1), d, den0), 1e-12f)), r2 = r * r;
             float y = fmaf(g.kd * d, d, y0) * r2;
-            float given = y < Y_CUTOFF ? __ldg(pixels + u) * r : 0.0f;
+            float given = y < Y_CUTOFF ? __ldg(pixel) * r : 0.0f;
             y = fminf(y, Y_CUTOFF);
             float inside = Y_CUTOFF - y, power = power_of_two(-y), value = power - tail(inside);
             sums[0] = fmaf(given, value, sums[0]);
@@ -94,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 REGISTER_KERNEL(weigh_pixels)
 
-extern "C" __global__ void __launch_bounds__(32 * gaussians::PIXEL_GATHERERS)
+extern "C" __global__ void __launch_bounds__(32 * gaussians::PIXEL_GATHERERS, 3)
     gaussian_project_backward(gaussians::Detector detector, int count, float4* __restrict__ records,
                               const float* __restrict__ weighted) {
     using namespace gaussians;

@@ -35,17 +35,10 @@ __device__ __forceinline__ float power_of_two(float x) {
 #endif
 }
 
-// Root, inverse root and inverse to some float32 roundings.
-__device__ __forceinline__ float root(float x) {
-#ifdef __CUDACC__
-    float result;
-    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
-#else
-    return sqrtf(x);
-#endif
-}
+using ::inverse;
+using ::root;
 
+// To some float32 roundings.
 __device__ __forceinline__ float inverse_root(float x) {
 #ifdef __CUDACC__
     float result;
@@ -56,17 +49,7 @@ __device__ __forceinline__ float inverse_root(float x) {
 #endif
 }
 
-__device__ __forceinline__ float inverse(float x) {
-#ifdef __CUDACC__
-    float result;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
-#else
-    return 1.0f / x;
-#endif
-}
-
-// The same in float64: the device's guess and two steps of Newton's, without the calls that the library's division and root are. For
+// Root, inverse root and inverse in float64: the device's guess and two steps of Newton's, without the calls that the library's division and root are. For
 // what is above 0 and neither tiny nor huge.
 __device__ __forceinline__ double inverse(double x) {
 #ifdef __CUDACC__

@@ -11,8 +11,8 @@
 // as the longest row within the cut-off asks, so that 4, 2 or 1 rows are walked at once, each between the roots of the cut-off. A
 // Gaussian of more than LARGE steps is shared by the block's warps, every eighth plane each. add_voxel_gradients a thread a Gaussian, in
 // blocks of 128.
-// Floor, 256^3, 2.3e6 Gaussians of sigma 1 voxel: 8 planes of 2 steps; a step takes 20 instructions for the row and 28 for the voxel, a
-// plane 15, the sums' 50 shuffles 100: 1000 a warp and Gaussian, 7.4e10 in all, 2.2 ms at 33e12 a second. A step loads some six sectors:
+// Floor, 256^3, 2.3e6 Gaussians of sigma 1 voxel: 8 planes of 2 steps; a step takes 45 instructions for the row and 31 for the voxel, a
+// plane 24, the sums' 50 shuffles 100: 1600 a warp and Gaussian, 1.2e11 in all, 3.5 ms at 33e12 a second. A step loads some six sectors:
 // 2.2e8 of 32 bytes, 7 GB out of the caches of both levels; from memory the volume as often as Gaussians that are neighbours in it are not
 // neighbours in the arrays. add_voxel_gradients: 108 bytes in, 88 in and out (0.1 ms) and 700 float64 operations a Gaussian (0.1 ms at
 // 17e12 a second).
@@ -48,24 +48,27 @@ __device__ __forceinline__ void gather(const Grid& grid, const VoxelFootprint& g
                                        const float* __restrict__ by_volume, float (&sums)[SUMS]) {
     int lane = int(threadIdx.x) % 32, along_z = lane % walk.lanes, row = lane / walk.lanes, rows = 32 / walk.lanes;
     float per_ky = inverse(g.ky), per_kz = inverse(g.kz);
+    // Rows and heights are counted from the voxel at the centre, in floats: the grid's first and last, and how the lanes share them.
+    float low_y = float(-g.voxel_y), high_y = float(grid.voxels_y - 1 - g.voxel_y);
+    float low_z = float(-g.voxel_z), high_z = float(grid.voxels_z - 1 - g.voxel_z);
+    float own_row = float(row), own_z = float(along_z), by_rows = float(rows), by_lanes = float(walk.lanes);
     for (int ix = walk.first + part; ix <= walk.last; ix += parts) {
         float x = float(ix - g.voxel_x) - g.fraction_x;
         float of_x = g.kx * x * x, square = (Y_CUTOFF - of_x) * per_ky;
         if (!(square >= 0.0f)) continue;
-        float half = root(square), sheared = g.my * x, middle_y = g.fraction_y + sheared;
-        gaussian_lists::Span of_y = gaussian_lists::between(ceilf(middle_y - half), floorf(middle_y + half), g.voxel_y);
-        int last_y = min(of_y.last, grid.voxels_y - 1);
-        for (int iy = max(of_y.first, 0) + row; iy <= last_y; iy += rows) {
-            float y = float(iy - g.voxel_y) - g.fraction_y, e = y - sheared;
+        float half = root(square), sheared = g.my * x, middle_y = g.fraction_y + sheared, last_y = fminf(middle_y + half, high_y);
+        const float* plane = by_volume + static_cast<long long>(ix) * grid.voxels_y * grid.voxels_z;
+        for (float at_y = fmaxf(ceilf(middle_y - half), low_y) + own_row; at_y <= last_y; at_y += by_rows) {
+            float y = at_y - g.fraction_y, e = y - sheared;
             float apart = fmaf(g.ky * e, e, of_x), square_z = (Y_CUTOFF - apart) * per_kz;
             if (!(square_z >= 0.0f)) continue;
             float half_z = root(square_z), middle_z = g.fraction_z + fmaf(g.zx, x, g.zy * y);
-            gaussian_lists::Span of_z = gaussian_lists::between(ceilf(middle_z - half_z), floorf(middle_z + half_z), g.voxel_z);
-            int last_z = min(of_z.last, grid.voxels_z - 1);
-            const float* values = by_volume + (static_cast<long long>(ix) * grid.voxels_y + iy) * grid.voxels_z;
-            for (int iz = max(of_z.first, 0) + along_z; iz <= last_z; iz += walk.lanes) {
-                float f = float(iz - g.voxel_z) - middle_z, q = fmaf(g.kz * f, f, apart);
-                float given = q < Y_CUTOFF ? __ldg(values + iz) : 0.0f;
+            float at_z = fmaxf(ceilf(middle_z - half_z), low_z) + own_z, last_z = fminf(middle_z + half_z, high_z);
+            if (!(at_z <= last_z)) continue;
+            const float* values = plane + ((g.voxel_y + int(at_y)) * grid.voxels_z + g.voxel_z + int(at_z));
+            for (; at_z <= last_z; at_z += by_lanes, values += walk.lanes) {
+                float f = at_z - middle_z, q = fmaf(g.kz * f, f, apart);
+                float given = q < Y_CUTOFF ? __ldg(values) : 0.0f;
                 float power = power_of_two(-fminf(q, 20.0f)), small = EDGE * inverse(power);
                 sums[0] = fmaf(given, power - small, sums[0]);
                 float w = given * (power + small), wx = w * x, we = w * e, wf = w * f;

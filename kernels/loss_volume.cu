@@ -9,10 +9,10 @@
 // Launch: find_slices in blocks of 32 z x 8 y threads, DEPTH planes of x; share_slices one block of 256. The others: grid (slices, column tiles,
 // bands of rows) of loss_window.cuh; columns lie along z in blocks of 160 threads for one slice across x or y; across z eight slices side by side (32
 // bytes, a sector) and 64 columns along y, 512 threads. So all loads go along z.
-// Floor: 16 bytes a voxel and axis (both volumes, the gradient in and out) and 4 for find_slices: 52, at 256^3 0.2 ms at 4.3 TB/s. Operations: 154
-// products and sums of the window (14 passes of 11), 45 of the formula, some 90 others: 290 a thread and row. Halos: at 256^3 1.4 threads a voxel across x
-// and y, 1.7 across z, so 2.2e10 operations, 0.66 ms at 33e12 a second. Shared memory: 84 floats a thread and row, 2.5e10 bytes at 33e12 a
-// second: 0.75 ms, the floor where nothing else waits. Two barriers a row and 15 to 16 warps a multiprocessor: twice that is to be expected.
+// Floor: 16 bytes a voxel and axis (both volumes, the gradient in and out) and 4 for find_slices: 52, at 256^3 0.2 ms at 4.3 TB/s. Instructions: 370 a
+// thread and row, of which 154 products and sums of the window (14 passes of 11) and 45 of the formula. Halos: at 256^3 1.4 threads a voxel
+// across x and y, 1.7 across z, so 2.8e10 instructions, 0.8 ms at 33e12 a second. Shared memory: 84 floats a thread and row, 2.5e10 bytes at 33e12 a
+// second: 0.75 ms at the same time. Two barriers a row and 15 to 16 warps a multiprocessor: twice that is to be expected.
 // Order: bands hang on the sizes alone. Axis after axis adds to the gradient.
 #include "loss_window.cuh"
 

@@ -82,8 +82,8 @@ __device__ __forceinline__ float formula(float4 m, float to_one, float weight, S
     // Rounding may leave less than 0.
     float vs = fmaxf(fmaf(m.z, to_one, -ms2), 0.0f), vd = fmaxf(fmaf(m.w, to_one, -md2), 0.0f);
     float a = fmaf(ms2 + md2, 0.5f, C1), b = fmaf(vs + vd, 0.5f, C2);
-    float inverse = 1.0f / (a * b);
-    float by_a = inverse * b, by_b = inverse * a;
+    float per_ab = inverse(a * b);
+    float by_a = per_ab * b, by_b = per_ab * a;
     float p = md2 * by_a, q = vd * by_b;
     float l = 1.0f - p, c = 1.0f - q;
     weight *= to_one;
@@ -104,7 +104,8 @@ __device__ __forceinline__ void similarity(const Planes& planes, const unsigned*
     constexpr int PAD = REACH * LANES, PADDED = LANES * WIDTH + 2 * PAD;
     static_assert(LANES * WIDTH % 32 == 0 && PAD <= LANES * WIDTH, "");
     __shared__ float4 maps[PADDED];
-    __shared__ float slopes_g[PADDED], slopes_d[PADDED], slopes_s[PADDED];
+    __shared__ float2 slopes_gd[PADDED];
+    __shared__ float slopes_s[PADDED];
     int thread = int(threadIdx.x), lane = thread % LANES, place = thread / LANES;
     int slice = int(blockIdx.x) * LANES + lane;
     int first_column = int(blockIdx.y) * (WIDTH - 2 * RIM), column = first_column + place;
@@ -117,40 +118,36 @@ __device__ __forceinline__ void similarity(const Planes& planes, const unsigned*
         return;
     }
     if (thread < PAD) {
-        int behind = PADDED - 1 - thread;
-        maps[thread] = maps[behind] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        slopes_g[thread] = slopes_d[thread] = slopes_s[thread] = 0.0f;
-        slopes_g[behind] = slopes_d[behind] = slopes_s[behind] = 0.0f;
+        int opposite = PADDED - 1 - thread;
+        maps[thread] = maps[opposite] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        slopes_gd[thread] = slopes_gd[opposite] = make_float2(0.0f, 0.0f);
+        slopes_s[thread] = slopes_s[opposite] = 0.0f;
     }
 
     int out = int(blockIdx.z) * planes.band, out_end = min(out + planes.band, planes.rows);
     float factor = share == nullptr ? planes.weight : planes.weight * share[0];
     float column_unit = inside ? to_unit(column, planes.columns) : 0.0f;
-    long long start = slice * planes.slice_step + column * planes.column_step;
+    long long start = slice * planes.slice_step + column * planes.column_step, behind = RIM * planes.row_step;
     float down[4][TAPS - 1] = {}, back[3][TAPS - 1] = {};
     float sum = 0.0f;
 
     int row = max(out - RIM, 0);
     // A row is asked for while the one before it is worked on.
     float next_a = 0.0f, next_b = 0.0f;
-    if (inside && row < planes.rows) {
-        next_a = first[start + row * planes.row_step];
-        next_b = second[start + row * planes.row_step];
-    }
+    long long next = start + row * planes.row_step;
+    if (inside && row < planes.rows) next_a = first[next], next_b = second[next];
     for (; row < out_end + RIM; row++) {
         int centre = row - REACH, done = row - RIM;
         float s = planes.scale * next_a + planes.scale * next_b, d = planes.scale * next_a - planes.scale * next_b;
         next_a = next_b = 0.0f;
-        if (inside && row + 1 < planes.rows) {
-            next_a = first[start + (row + 1) * planes.row_step];
-            next_b = second[start + (row + 1) * planes.row_step];
-        }
+        long long place_done = next - behind;
+        next += planes.row_step;
+        if (inside && row + 1 < planes.rows) next_a = first[next], next_b = second[next];
         bool gives = own && done >= out;
         float done_a = 0.0f, done_b = 0.0f, gradient = 0.0f;
         if (gives) {
-            done_a = planes.scale * first[start + done * planes.row_step];
-            done_b = planes.scale * second[start + done * planes.row_step];
-            gradient = target[start + done * planes.row_step];
+            done_a = planes.scale * first[place_done], done_b = planes.scale * second[place_done];
+            gradient = target[place_done];
         }
         float4 m;
         m.x = pass(down[0], s), m.y = pass(down[1], d), m.z = pass(down[2], s * s), m.w = pass(down[3], d * d);
@@ -171,23 +168,23 @@ __device__ __forceinline__ void similarity(const Planes& planes, const unsigned*
                 float value = formula(m, column_unit * to_unit(centre, planes.rows), factor, slopes);
                 if (own && centre >= out && centre < out_end) sum += value;
             }
-            slopes_g[thread + PAD] = slopes.g;
-            slopes_d[thread + PAD] = slopes.by_difference;
+            slopes_gd[thread + PAD] = make_float2(slopes.g, slopes.by_difference);
             slopes_s[thread + PAD] = slopes.by_sum;
             // Also before the next row's maps: all have read this row's.
             __syncthreads();
 #pragma unroll
             for (int tap = 0; tap < TAPS; tap++) {
                 int at = thread + tap * LANES;
-                along.g = fmaf(weight(tap), slopes_g[at], along.g);
-                along.by_difference = fmaf(weight(tap), slopes_d[at], along.by_difference);
+                float2 gd = slopes_gd[at];
+                along.g = fmaf(weight(tap), gd.x, along.g);
+                along.by_difference = fmaf(weight(tap), gd.y, along.by_difference);
                 along.by_sum = fmaf(weight(tap), slopes_s[at], along.by_sum);
             }
         }
         float g = pass(back[0], along.g), gd = pass(back[1], along.by_difference), gs = pass(back[2], along.by_sum);
         if (gives) {
             float by_first = fmaf(done_a + done_b, gs, fmaf(done_a - done_b, gd, g));
-            target[start + done * planes.row_step] = gradient + by_first;
+            target[place_done] = gradient + by_first;
         }
     }
     double of_block = block_sum(double(sum));

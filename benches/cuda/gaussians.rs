@@ -97,7 +97,7 @@ fn run(
     let r = CUTOFF.sqrt() * sigma_voxels;
     let cost = Cost {
         bytes: n * (108.0 + 320.0 + 16.0 * met(r, [8.0, 8.0, 16.0])) + 4.0 * grid.len() as f64,
-        operations: n * lanes * 70.0 * met(r, [4.0, 4.0, 8.0]),
+        operations: n * lanes * 66.0 * met(r, [4.0, 4.0, 8.0]),
         launches: LAUNCHES,
         ..Cost::default()
     };
@@ -107,7 +107,7 @@ fn run(
     let planes = 2.0 * r + 1.0;
     let cost = Cost {
         bytes: n * 284.0 + 4.0 * grid.len() as f64,
-        operations: n * lanes * (100.0 + planes * (15.0 + 48.0 * steps(r, PI / 2.0 * r))),
+        operations: n * lanes * (200.0 + planes * (24.0 + 76.0 * steps(r, PI / 2.0 * r))),
         launches: 3.0,
         ..Cost::default()
     };
@@ -118,7 +118,7 @@ fn run(
     let m = views as f64;
     let cost = Cost {
         bytes: m * (n * (124.0 + 160.0 + 16.0 * met_flat(r, [16.0, 16.0])) + 4.0 * (pixels * pixels) as f64),
-        operations: m * n * lanes * 54.0 * met_flat(r, [8.0, 8.0]),
+        operations: m * n * lanes * 68.0 * met_flat(r, [8.0, 8.0]),
         launches: m * LAUNCHES,
         ..Cost::default()
     };
@@ -128,7 +128,7 @@ fn run(
     let lines = 2.0 * r + 1.0;
     let cost = Cost {
         bytes: m * (n * 314.0 + 8.0 * (pixels * pixels) as f64),
-        operations: m * n * lanes * (120.0 + 30.0 * lines + 45.0 * steps(r, lines)),
+        operations: m * n * lanes * (120.0 + 39.0 * lines + 53.0 * steps(r, lines)),
         launches: 4.0 * m,
         ..Cost::default()
     };

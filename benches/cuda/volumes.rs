@@ -85,7 +85,7 @@ pub(crate) fn losses(settings: &Settings, rows: &mut Vec<Row>) -> Result<(), Com
     let mut by_volume = compute.buffer("gradient", voxels)?;
     let of = VolumeSsimLoss { weight: 1e-3, data_range: 0.03, empty_at: 0.0, axes: [1.0; 3] };
     let n = voxels as f64;
-    let cost = Cost { operations: 1311.0 * n, first_level_bytes: 1512.0 * n, launches: 6.0, ..Cost::sum(voxels, 52.0) };
+    let cost = Cost { operations: 1658.0 * n, first_level_bytes: 1512.0 * n, launches: 6.0, ..Cost::sum(voxels, 52.0) };
     settings.time(rows, &compute, ("volume_ssim_loss", cost), || {
         let (volume, reference) = (volume.values(), reference.values());
         compute.volume_ssim_loss(grid.voxels, &of, volume, reference, by_volume.values_mut()).map(drop)
@@ -99,7 +99,7 @@ pub(crate) fn losses(settings: &Settings, rows: &mut Vec<Row>) -> Result<(), Com
         let (views, measured, weights) = (views.values(), measured.values(), Some(weights.values()));
         compute.image_loss(detector, &plain, views, measured, weights, by_views.values_mut()).map(drop)
     })?;
-    let cost = Cost { operations: 389.0 * n, ..Cost::sum(pixels, 32.0) };
+    let cost = Cost { operations: 490.0 * n, ..Cost::sum(pixels, 32.0) };
     settings.time(rows, &compute, ("image_loss", cost), || {
         let (views, measured, weights) = (views.values(), measured.values(), Some(weights.values()));
         compute.image_loss(detector, &all, views, measured, weights, by_views.values_mut()).map(drop)

@@ -124,6 +124,7 @@ inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 // Good to 2 units in the last place on the device.
 inline float __fdividef(float a, float b) { return a / b; }
+inline float __saturatef(float a) { return a > 0.0f ? min(a, 1.0f) : 0.0f; }
 inline float __frcp_rn(float a) { return 1.0f / a; }
 inline float __fsqrt_rn(float a) { return sqrtf(a); }
 inline float rsqrtf(float a) { return 1.0f / sqrtf(a); }

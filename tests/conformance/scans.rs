@@ -71,6 +71,9 @@ pub(crate) fn named() -> Vec<(&'static str, ScanGeometry, VolumeGrid)> {
     let long = VolumeGrid::over_box([900, 5, 6], DVec3::new(270.0, 1.5, 1.8), DVec3::ZERO);
     let wide = CircularOrbit { pitch_v_mm: 1.0, ..orbit(1500, 3, 600.0) };
     let flat = VolumeGrid::over_box([40, 40, 2], DVec3::new(380.0, 380.0, 2.0), DVec3::ZERO);
+    // A block of voxels casts its shadow on more columns and rows than it stages at a time; more heights than a block has.
+    let fine = CircularOrbit { pitch_v_mm: 0.75, ..orbit(90, 200, 22.0) };
+    let column = VolumeGrid::over_box([3, 4, 70], DVec3::new(4.0, 5.0, 90.0), DVec3::ZERO);
     let quarter = CircularOrbit { roll_rad: 1.57, ..orbit(15, 13, 150.0) };
     let offset = CircularOrbit { offset_u_mm: 60.0, offset_v_mm: -5.1, ..orbit(17, 12, 150.0) };
     let shifted = VolumeGrid::over_box([12, 15, 22], DVec3::new(60.0, 75.0, 50.0), DVec3::new(17.0, -9.0, 6.0));
@@ -87,6 +90,7 @@ pub(crate) fn named() -> Vec<(&'static str, ScanGeometry, VolumeGrid)> {
         ("large pixels", orbit(3, 4, 150.0).over_arc(3, 0.1, TAU), grid([20, 19, 21], 100.0)),
         ("far source", far.at_angles(&[0.0, 0.002, 0.5 * TAU + 0.001]), long),
         ("wide detector", wide.over_arc(3, 0.1, TAU), flat),
+        ("small pixels", fine.over_arc(2, 0.1, TAU), column),
         ("large voxels", orbit(40, 38, 150.0).over_arc(3, 0.1, TAU), grid([3, 4, 5], 100.0)),
     ]
 }

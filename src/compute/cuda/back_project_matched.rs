@@ -25,8 +25,13 @@ pub fn back_project_matched(
         return volume.fill(launcher, 0.0);
     }
     let [x, y, z] = scan.voxels();
-    let shape = LaunchShape::covering(OPERATION, [y, x, z], [8, 4, 4 * 4], [8, 4, 4])?;
+    let (kernel, tile, threads) = if scan.is_level() {
+        ("back_project_level", [8, 8, 64], [32, 8, 1])
+    } else {
+        (OPERATION, [8, 4, 4 * 4], [8, 4, 4])
+    };
+    let shape = LaunchShape::covering(kernel, [y, x, z], tile, threads)?;
     let arguments = Arguments::new().value(scan.argument()).read(scan.records()).read(projections).write(volume);
     // SAFETY: the arguments of the kernel; it stays within the scan's views, projections and volume, whose lengths were checked.
-    unsafe { launcher.launch(OPERATION, shape, &arguments) }
+    unsafe { launcher.launch(kernel, shape, &arguments) }
 }

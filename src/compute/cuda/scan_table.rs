@@ -18,6 +18,7 @@ pub struct ScanTable {
     records: DeviceSlice<ViewRecord>,
     detector: Detector,
     voxels: [usize; 3],
+    level: bool,
 }
 
 /// Grid and detector as kernels take them: `Scan` of `kernels/common.cuh`.
@@ -50,6 +51,43 @@ pub struct ViewRecord {
     projection: [[f32; 4]; 3],
 }
 
+/// A view's rays to pixels, in voxels: from the source to the detector's middle, and what that changes by from pixel to pixel.
+#[derive(Debug, Clone, Copy)]
+struct Rays {
+    source: DVec3,
+    direction: DVec3,
+    column_step: DVec3,
+    row_step: DVec3,
+    /// Whether detector rows follow each other along z and no ray has z as its dominant axis.
+    level: bool,
+}
+
+impl Rays {
+    fn new(pose: &ViewPose, detector: Detector, grid: &VolumeGrid) -> Self {
+        let [middle_u, middle_v] = [detector.columns, detector.rows].map(middle);
+        let centre_mm = pose.pixel_mm(middle_v, middle_u);
+        let direction = (centre_mm - pose.source_mm) / grid.voxel_mm;
+        let (column_step, mut row_step) = (pose.column_step_mm / grid.voxel_mm, pose.row_step_mm / grid.voxel_mm);
+        // The nearest and the steepest ray to the detector, which is a plane: of two coordinates the larger is at least 0.7 of both.
+        let (half_u, half_v) = (middle_u.max(0.0), middle_v.max(0.0));
+        let (flat, flat_step) = (direction.truncate(), column_step.truncate());
+        let nearest_u = (-flat.dot(flat_step) / flat_step.length_squared()).clamp(-half_u, half_u);
+        let nearest = (flat + nearest_u * flat_step).length();
+        let steepest = direction.z.abs() + half_u * column_step.z.abs() + half_v * row_step.z.abs();
+        // A hundred-thousandth of a voxel: no ray is noticeably elsewhere where rows are taken to be along z.
+        let level = half_v * row_step.truncate().length() < 1e-5 && steepest < 0.7 * nearest;
+        if level {
+            row_step = DVec3::new(0.0, 0.0, row_step.z);
+        }
+        Self { source: (pose.source_mm - grid.centre_mm) / grid.voxel_mm, direction, column_step, row_step, level }
+    }
+}
+
+/// Half of the last index.
+fn middle(count: usize) -> f64 {
+    0.5 * (count as f64 - 1.0)
+}
+
 impl ViewRecord {
     /// Of each view.
     pub(super) fn of(geometry: &ScanGeometry, grid: &VolumeGrid) -> impl Iterator<Item = Self> {
@@ -57,12 +95,8 @@ impl ViewRecord {
     }
 
     fn new(pose: &ViewPose, detector: Detector, grid: &VolumeGrid) -> Self {
-        let middle = |count: usize| 0.5 * (count as f64 - 1.0);
         let (middle_u, middle_v) = (middle(detector.columns), middle(detector.rows));
-        let centre_mm = pose.pixel_mm(middle_v, middle_u);
-        let source = (pose.source_mm - grid.centre_mm) / grid.voxel_mm;
-        let direction = (centre_mm - pose.source_mm) / grid.voxel_mm;
-        let (column_step, row_step) = (pose.column_step_mm / grid.voxel_mm, pose.row_step_mm / grid.voxel_mm);
+        let Rays { source, direction, column_step, row_step, .. } = Rays::new(pose, detector, grid);
 
         let world = pose.projection_matrix();
         let mut matrix = world.map(|[x, y, z, constant]| {
@@ -106,6 +140,8 @@ impl ScanTable {
         grid: &VolumeGrid,
     ) -> Result<Self, ComputeError> {
         let [x, y, z] = grid.voxels;
+        // Kernels count the pixels of a view in 32 bits.
+        count(OPERATION, "pixels", geometry.detector.pixels())?;
         let argument = ScanArgument {
             voxels: [
                 count(OPERATION, "voxels along x", x)?,
@@ -117,7 +153,8 @@ impl ScanTable {
             views: count(OPERATION, "views", geometry.views.len())?,
             voxel_mm: grid.voxel_mm.to_array().map(|edge| edge as f32),
         };
-        Ok(Self { argument, records, detector: geometry.detector, voxels: grid.voxels })
+        let level = geometry.views.iter().all(|pose| Rays::new(pose, geometry.detector, grid).level);
+        Ok(Self { argument, records, detector: geometry.detector, voxels: grid.voxels, level })
     }
 
     /// Floats of the projections.
@@ -148,6 +185,11 @@ impl ScanTable {
     #[must_use]
     pub fn voxels(&self) -> [usize; 3] {
         self.voxels
+    }
+
+    /// Whether every view's detector rows are along z, and no ray has z as its dominant axis.
+    pub(super) fn is_level(&self) -> bool {
+        self.level
     }
 
     pub(super) fn argument(&self) -> ScanArgument {

@@ -36,7 +36,7 @@ macro_rules! image {
 pub const IMAGES: &[Image] = &[
     image!("adam_step", ["adam_step"]),
     image!("back_project_fdk", ["back_project_fdk"]),
-    image!("back_project_matched", ["back_project_matched"]),
+    image!("back_project_matched", ["back_project_matched", "back_project_level"]),
     image!("experts", ["add_experts_gradient"]),
     image!("field_gradients", ["absolute_sum", "field_scales", "add_table_gradients", "add_network_gradient"]),
     image!("field_project", ["field_project"]),
