@@ -61,6 +61,19 @@ pub const IMAGES: &[Image] = &[
     image!("loss_volume", ["find_slices", "share_slices", "add_similarity_across", "add_similarity_across_z"]),
     image!("parameters", ["set_parameters"]),
     image!("sart", ["weigh_residual", "apply_correction", "descend", "squared_norm", "squared_distance"]),
+    image!(
+        "slices",
+        [
+            "gather_slices",
+            "gather_slices_across_z",
+            "add_slices",
+            "add_slices_across_z",
+            "find_farthest",
+            "find_first_beyond",
+            "leave_window",
+            "deviations"
+        ]
+    ),
     image!("sum", ["sum_partials"]),
     image!("total_variation", ["total_variation", "add_total_variation_gradient"]),
     image!(
