@@ -112,7 +112,8 @@ extern "C" __global__ void __launch_bounds__(matched::THREADS, 4)
     }
     for (int index = 0; index < scan.views; index++) {
         if (index % THREADS == 0) {
-            // All have read those before.
+            // All have read those before: a view of which the block sees nothing has no barrier of its own.
+            __syncthreads();
             if (index + thread < scan.views) shared.windows[thread] = block.window(scan, views[index + thread]);
             __syncthreads();
         }

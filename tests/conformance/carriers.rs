@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use diffnr::compute::cuda::{Arguments, CudaCompute, Driver, Executor, LaunchShape, Launcher, Turns};
+use diffnr::compute::cuda::{Arguments, Captured, CudaCompute, Driver, Executor, LaunchShape, Launcher, Tape, Turns};
 use diffnr::compute::{ComputeError, Memory as _};
 
 use crate::stand_in;
@@ -143,9 +143,23 @@ impl Launcher for Lent {
     fn fill(&self, bytes: Range<usize>, pattern: u32) -> Result<(), ComputeError> {
         self.0.fill(bytes, pattern)
     }
-    unsafe fn launch(&self, kernel: &str, shape: LaunchShape, arguments: &Arguments) -> Result<(), ComputeError> {
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        shape: LaunchShape,
+        arguments: &Arguments,
+    ) -> Result<(), ComputeError> {
         // SAFETY: the caller's promise.
         unsafe { self.0.launch(kernel, shape, arguments) }
+    }
+    fn capture(&self, tape: &Tape) -> Result<Captured, ComputeError> {
+        self.0.capture(tape)
+    }
+    fn replay(&self, captured: Captured) -> Result<(), ComputeError> {
+        self.0.replay(captured)
+    }
+    fn discard(&self, captured: Captured) {
+        self.0.discard(captured);
     }
     fn synchronize(&self) -> Result<(), ComputeError> {
         self.0.synchronize()

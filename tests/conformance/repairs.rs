@@ -125,7 +125,12 @@ impl Launcher for Reachable {
         self.0.fill(bytes, pattern)
     }
 
-    unsafe fn launch(&self, kernel: &str, shape: LaunchShape, arguments: &Arguments) -> Result<(), ComputeError> {
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        shape: LaunchShape,
+        arguments: &Arguments,
+    ) -> Result<(), ComputeError> {
         // SAFETY: the caller's promise.
         unsafe { self.0.launch(kernel, shape, arguments) }
     }

@@ -69,20 +69,24 @@ pub trait Launcher: Send + Sync {
         arguments: &Arguments,
     ) -> Result<(), ComputeError>;
 
-    /// Makes one piece of what is on the tape (on a GPU, a CUDA graph), which [`Launcher::replay`] carries out by one call.
+    /// Makes one piece of what is on the tape (on a GPU, a CUDA graph), which [`Launcher::replay`] carries out by one call. A launcher need not be able to.
     ///
     /// # Errors
     /// As the launches, copies and fills on it, and where the device makes no such piece of them.
-    fn capture(&self, tape: &Tape) -> Result<Captured, ComputeError>;
+    fn capture(&self, _tape: &Tape) -> Result<Captured, ComputeError> {
+        Err(ComputeError::Device { device: self.description(), reason: "makes no one piece of many launches".into() })
+    }
 
     /// Carries out what was captured, in its order and after everything asked for before; it may not have ended when this returns.
     ///
     /// # Errors
     /// [`ComputeError::Device`] where there is no such piece (any more) or the device refuses.
-    fn replay(&self, captured: Captured) -> Result<(), ComputeError>;
+    fn replay(&self, captured: Captured) -> Result<(), ComputeError> {
+        Err(ComputeError::Device { device: self.description(), reason: format!("{captured:?} is not there") })
+    }
 
     /// Gives up what was captured, after it has ended. No effect where there is no such piece.
-    fn discard(&self, captured: Captured);
+    fn discard(&self, _captured: Captured) {}
 
     /// Waits for everything launched before.
     ///

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::ComputeError;
-use super::{Arena, Arguments, Captured, LaunchShape, Launcher, Tape};
+use super::{Arena, Arguments, LaunchShape, Launcher};
 
 /// Hands out offsets as a device would; copies, fills and launches do nothing, and what is read is zeros. Clones count together.
 #[derive(Debug, Clone)]
@@ -63,16 +63,6 @@ impl Launcher for Tally {
     ) -> Result<(), ComputeError> {
         Ok(())
     }
-
-    fn capture(&self, _tape: &Tape) -> Result<Captured, ComputeError> {
-        Ok(Captured(0))
-    }
-
-    fn replay(&self, _captured: Captured) -> Result<(), ComputeError> {
-        Ok(())
-    }
-
-    fn discard(&self, _captured: Captured) {}
 
     fn synchronize(&self) -> Result<(), ComputeError> {
         Ok(())
