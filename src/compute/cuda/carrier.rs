@@ -10,8 +10,8 @@ use super::field_operations::FieldRoom;
 use super::gaussian_operations::GaussiansRoom;
 use super::record_cache::RecordCache;
 use super::{
-    DeviceSlice, DeviceSum, DeviceWeights, ExpertsTable, FilterTable, ImageLossSums, Launcher, ScanTable, ViewRecord,
-    VolumeSsimRoom, sart, total_variation,
+    DeviceSlice, DeviceSum, DeviceWeights, ExpertsTable, FilterTable, ImageLossSums, Launcher, Pending, Registered,
+    ScanTable, ViewRecord, VolumeSsimRoom, sart, total_variation,
 };
 use crate::compute::experts::Experts;
 use crate::geometry::{Detector, ScanGeometry, VolumeGrid};
@@ -36,6 +36,8 @@ pub(super) struct State {
     /// Of operations that return a sum.
     sum: Option<DeviceSum>,
     sum_blocks: usize,
+    /// Of values' CRC.
+    pub(super) crc: Option<DeviceSlice<u32>>,
     pub(super) image_loss: Option<ImageLossSums>,
     pub(super) image_loss_bytes: usize,
     pub(super) volume_loss: Option<([usize; 3], VolumeSsimRoom)>,
@@ -77,6 +79,9 @@ impl CudaCompute {
         &*self.launcher
     }
 }
+
+/// Bytes of a CRC.
+pub(super) const CRC_BYTES: usize = size_of::<u32>();
 
 /// Blocks of the largest launch of this workload that leaves a sum.
 fn sum_blocks(workload: &Workload) -> usize {
@@ -126,6 +131,10 @@ impl Memory for CudaCompute {
         from.device("read")?.copy_to(self.launcher(), to)
     }
 
+    fn begin_read<'a>(&'a self, from: Values<'a>, to: Registered<'a>) -> Result<Pending<'a>, ComputeError> {
+        to.begin(self.launcher(), from.device("begin_read")?)
+    }
+
     fn copy(&self, from: Values<'_>, to: ValuesMut<'_>) -> Result<(), ComputeError> {
         from.device("copy")?.copy_to_slice(self.launcher(), to.device("copy")?)
     }
@@ -156,6 +165,7 @@ impl Compute for CudaCompute {
         RecordCache::<ViewRecord, (Detector, VolumeGrid)>::bytes(workload.views_per_call)
             + workload.views_per_call * workload.columns * size_of::<f32>()
             + DeviceSum::bytes(sum_blocks(workload))
+            + CRC_BYTES
     }
 
     fn prepare(&mut self, workload: &Workload) -> Result<(), ComputeError> {
@@ -170,6 +180,9 @@ impl Compute for CudaCompute {
         let blocks = sum_blocks(workload);
         if state.sum_blocks < blocks {
             (state.sum, state.sum_blocks) = (Some(DeviceSum::for_blocks(launcher, blocks)?), blocks);
+        }
+        if state.crc.is_none() {
+            state.crc = Some(DeviceSlice::allocate(launcher, 1)?);
         }
         Ok(())
     }

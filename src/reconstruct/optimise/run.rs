@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::augment::Augmentation;
 use super::views::{Judged, MeasuredViews};
 use super::{Budget, OptimiseError, OptimisePlan, Pace, Repairer, Repairs, ScanViews};
-use crate::compute::{Buffer, ComputeError, Operations};
+use crate::compute::{Buffer, ComputeError, Operations, Values};
 use crate::reconstruct::memory::{buffer, zeros};
 use crate::reconstruct::{Observer, Outcome as IterativeOutcome, Progress, ReconstructError, StopReason};
 use crate::represent::{Representation, Stage};
@@ -137,6 +137,12 @@ impl Optimiser {
     /// [`ReconstructError::Compute`] where the device does not give it back.
     pub fn volume(&mut self, compute: &dyn Operations) -> Result<&[f32], ReconstructError> {
         Ok(compute.on_host(self.volume.values(), &mut self.volume_copy)?)
+    }
+
+    /// The same where the carrier works on it.
+    #[must_use]
+    pub fn values(&self) -> Values<'_> {
+        self.volume.values()
     }
 
     /// The volume, without the rest.
@@ -337,7 +343,11 @@ impl Optimiser {
                     stopped = StopReason::Diverged;
                     break;
                 }
-                Some(compute.on_host(self.volume.values(), &mut self.volume_copy)?)
+                let volume = self.volume.values();
+                Some(match observer.wants_on_host() {
+                    true => Values::Host(compute.on_host(volume, &mut self.volume_copy)?),
+                    false => volume,
+                })
             } else {
                 None
             };
