@@ -24,6 +24,7 @@ mod prebuilt;
 mod projectors;
 mod refusals;
 mod scans;
+mod shared_memory;
 mod stand_in;
 mod total_variation;
 mod values;
