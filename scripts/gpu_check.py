@@ -180,7 +180,7 @@ def bench_lines(part: dict, line) -> None:
     for row in part.get("failed", []):
         line("bench", row["case"], "", "", f"failed: {row['error']}")
     if preview := part.get("preview"):
-        what = f"volume of {preview['voxels']}^3 on the host after the last of {preview['frames']} frames of {preview['pixels']}^2"
+        what = f"volume of {preview['voxels']}^3 in shared memory after the last of {preview['frames']} frames of {preview['pixels']}^2"
         beside = f"p50; p99 {preview['p99_s']:.3g} of {preview['runs']} runs"
         line("bench", what, f"{preview['p50_s']:.3g}", beside, f"{preview['frames_per_s']:.0f} frames a second")
 
