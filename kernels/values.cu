@@ -3,6 +3,7 @@
 //   subtract              out = first - second
 //   add_scaled            to += factor * from
 //   scale                 values *= factor
+//   copy_scaled           to = factor * from
 //   dot                   sum first * second                                   (products in float64)
 //   hold_at_zero          gradient = 0 where volume <= 0 and gradient > 0: the volume could only fall
 //   count_not_finite      values that are infinite or no number
@@ -10,7 +11,7 @@
 //
 // Shapes: all [count]; `partials` [blocks], one sum a block (float64), which sum_partials adds up.
 // Launch: the tiles of tile.cuh, 4096 values a block of 256 threads.
-// Floor: bytes at 4.3 TB/s. A value takes 12 bytes of subtract, add_scaled and hold_at_zero (256^3: 0.047 ms), 8 of scale and dot (0.031 ms), 4 of
+// Floor: bytes at 4.3 TB/s. A value takes 12 bytes of subtract, add_scaled and hold_at_zero (256^3: 0.047 ms), 8 of scale, copy_scaled and dot (0.031 ms), 4 of
 // count_not_finite (0.016 ms), 16 of add_modulus_gradient (0.062 ms); a handful of operations each. The float64 products of dot are 3.4e7
 // conversions and 1.7e7 multiply-adds, 3 us at the half rate of an H200.
 // Order: a thread sums its 16 products in their order, the block its threads: the count alone settles it. Counts are whole numbers.
@@ -52,6 +53,17 @@ extern "C" __global__ void __launch_bounds__(tile::THREADS)
     }
 }
 REGISTER_KERNEL(scale)
+
+extern "C" __global__ void __launch_bounds__(tile::THREADS)
+    copy_scaled(float factor, const float* __restrict__ from, float* __restrict__ to, long long count) {
+    using namespace tile;
+    float4 v[FOURS];
+    for (int i = 0; i < FOURS; i++) v[i] = load4(from, place(i), count);
+    for (int i = 0; i < FOURS; i++) {
+        store4(to, place(i), count, each(v[i], [=](float value) { return factor * value; }));
+    }
+}
+REGISTER_KERNEL(copy_scaled)
 
 extern "C" __global__ void __launch_bounds__(tile::THREADS)
     dot(const float* __restrict__ first, const float* __restrict__ second, long long count, double* __restrict__ partials) {

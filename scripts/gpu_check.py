@@ -184,7 +184,7 @@ def bench_lines(part: dict, line) -> None:
         beside = f"as one; {row['singly_s']:.3g} operation by operation" + (f"; {row['graphs_refused']}" if row["graphs_refused"] else "")
         line("bench", what, f"{row['as_one_s']:.3g}", beside, f"{row['replayed']} replayed")
     if preview := part.get("preview"):
-        what = f"volume of {preview['voxels']}^3 on the host after the last of {preview['frames']} frames of {preview['pixels']}^2"
+        what = f"volume of {preview['voxels']}^3 in shared memory after the last of {preview['frames']} frames of {preview['pixels']}^2"
         beside = f"p50; p99 {preview['p99_s']:.3g} of {preview['runs']} runs"
         line("bench", what, f"{preview['p50_s']:.3g}", beside, f"{preview['frames_per_s']:.0f} frames a second")
 

@@ -22,6 +22,8 @@ pub mod slices;
 
 pub use buffer::{Address, Buffer, Values, ValuesMut};
 
+use cuda::{Pending, Registered};
+
 use crate::error::{Classed, ErrorClass};
 use crate::geometry::{Detector, ScanGeometry, VolumeGrid};
 
@@ -206,6 +208,16 @@ pub trait Memory: Send + Sync {
     /// # Errors
     /// As [`Memory::write`].
     fn read(&self, from: Values<'_>, to: &mut [f32]) -> Result<(), ComputeError>;
+
+    /// Begins to copy to shared memory that the device writes by itself; what is asked for meanwhile does not wait for that. The values must stay as they
+    /// are until [`Pending::wait`].
+    ///
+    /// # Errors
+    /// As [`Memory::write`].
+    fn begin_read<'a>(&'a self, from: Values<'a>, _to: Registered<'a>) -> Result<Pending<'a>, ComputeError> {
+        from.device("begin_read")?;
+        Err(ComputeError::Device { device: "cpu".into(), reason: "begin_read: there is no device that copies".into() })
+    }
 
     /// Copies from one buffer to another.
     ///

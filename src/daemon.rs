@@ -37,7 +37,7 @@ use firmware_bridge::ring::FrameConsumer;
 use firmware_bridge::slots::{Status, StatusDetail};
 
 use crate::compute::device::Device;
-use crate::compute::{ComputeError, Operations};
+use crate::compute::{Buffer, ComputeError, Operations};
 use crate::config::{Calibration, OptimisedSettings, RunBudget, Settings};
 use crate::error::{Classed, ErrorClass};
 use crate::formats::FormatError;
@@ -128,6 +128,7 @@ pub struct Daemon {
     handover: Option<Arc<Handover>>,
     /// Number of the method, for the status.
     method: u32,
+    on_device: bool,
     reattached: [bool; 2],
     stall_ns: u64,
     stalls: AtomicU64,
@@ -142,13 +143,14 @@ pub fn device(settings: &Settings) -> Result<(Device, Option<String>), DaemonErr
     Ok(Device::choose(settings.compute.device, settings.compute.threads)?)
 }
 
-/// What the frame path takes of the device.
+/// What the frame path takes of the device: the accumulator, and where the device's memory is not the host's a volume to scale previews into.
 pub(crate) fn take_frame_path(
     compute: &mut dyn Operations,
     fdk: &Arc<FdkPlan>,
-) -> Result<FdkAccumulator, ReconstructError> {
+) -> Result<(FdkAccumulator, Buffer), ReconstructError> {
     compute.prepare(&fdk.workload())?;
-    FdkAccumulator::new(compute, Arc::clone(fdk))
+    let scaled = compute.buffer("scaled volume", compute.copy_len(fdk.grid().len()))?;
+    Ok((FdkAccumulator::new(compute, Arc::clone(fdk))?, scaled))
 }
 
 fn calibration_file(source: &Calibration, shape: [usize; 2]) -> Result<Option<Vec<f32>>, DaemonError> {
@@ -176,7 +178,7 @@ impl Daemon {
             [calibration_file(&settings.preprocess.dark, shape)?, calibration_file(&settings.preprocess.flat, shape)?];
         let served = mapping::serve(&settings.shared_memory.name, plan.ring, plan.slots, 0o660)?;
         let reattached = [served.frames_reattached, served.volumes_reattached];
-        let writer = SharedWriter::new(served.writer);
+        let mut writer = SharedWriter::new(served.writer);
         let starting = Status {
             state: Some(DaemonState::Starting),
             daemon_pid: std::process::id().into(),
@@ -188,7 +190,10 @@ impl Daemon {
         let supervision = Arc::new(Supervision::new());
         let staging = Arc::new(Staging::new(settings.supervise.staging_frames, detector));
         let fdk = Arc::new(plan.fdk);
-        let (compute, accumulator) = device.ready(|compute| take_frame_path(compute, &fdk))?;
+        let (compute, (accumulator, scaled)) = device.ready(|compute| take_frame_path(compute, &fdk))?;
+        if let Err(error) = writer.register(device) {
+            tracing::warn!("volumes go through the host, and take some ten times as long to be published: {error}");
+        }
         let carrier =
             Carrier { device: device.name().into(), provider: compute.provider(), precision: "float32".into() };
         let total = crate::config::format_bytes(Plan::host_bytes_of(&plan.buffers));
@@ -218,7 +223,7 @@ impl Daemon {
             let parts = OptimiseParts {
                 recipe,
                 geometry: settings.geometry.clone(),
-                publisher: Publisher::new(writer.clone(), settings, &carrier),
+                publisher: Publisher::new(writer.clone(), settings, &carrier, Buffer::default()),
                 handover: Arc::clone(&shared),
                 last: Arc::clone(&last),
                 supervision: Arc::clone(&supervision),
@@ -238,7 +243,7 @@ impl Daemon {
             handover: handover.clone(),
             last,
             settings: settings.clone(),
-            publisher: Publisher::new(writer.clone(), settings, &carrier),
+            publisher: Publisher::new(writer.clone(), settings, &carrier, scaled),
             staging: Arc::clone(&staging),
             supervision: Arc::clone(&supervision),
             files,
@@ -279,6 +284,7 @@ impl Daemon {
             optimise,
             handover,
             method,
+            on_device: matches!(device, Device::Cuda(_)),
             reattached,
             stall_ns: settings.supervise.stall_ms * 1_000_000,
             stalls: AtomicU64::new(0),
@@ -375,7 +381,13 @@ impl Daemon {
 
     fn report(&self, state: DaemonState) -> StatusReport {
         let slots = self.writer.lock().slots().status();
-        StatusReport::new(&self.supervision, state, &slots, self.stalls.load(Ordering::Relaxed))
+        let volume_copies = match (self.on_device, self.writer.is_registered()) {
+            (false, _) => "host",
+            (true, true) => "device",
+            (true, false) => "staged",
+        };
+        let report = StatusReport::new(&self.supervision, state, &slots, self.stalls.load(Ordering::Relaxed));
+        StatusReport { volume_copies, ..report }
     }
 
     fn set_status(&self, state: DaemonState) {

@@ -24,6 +24,7 @@ use crate::daemon::{Handover, ScanState, ScanStore};
 use crate::error::{Classed, ErrorClass};
 use crate::ingest::Staging;
 use crate::preprocess::Preprocessor;
+use crate::publish::Publisher;
 use crate::reconstruct::ReconstructError;
 use crate::reconstruct::fdk::{FdkPlan, FdkSettings};
 use crate::reconstruct::optimise::Recipe;
@@ -235,6 +236,8 @@ fn beside_the_arena(stage: &str, arena_bytes: usize, host: Vec<(&'static str, us
         Buffer::new(format!("{stage}: staging of copies"), STAGING_BYTES as u64, Place::Pinned),
     ];
     buffers.extend(host.into_iter().map(named));
+    let piece = Publisher::device_piece_bytes() as u64;
+    buffers.push(Buffer::new(format!("{stage}: a piece of a volume on its way out"), piece, Place::Host));
     buffers
 }
 

@@ -12,13 +12,19 @@ mod counting_allocator;
 #[path = "conformance/stand_in.rs"]
 mod stand_in;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytemuck::Zeroable as _;
 use counting_allocator::ALLOCATIONS;
-use diffnr::compute::cuda::{CudaCompute, DeviceSlice, DeviceSum, Launcher, add_scaled, dot, subtract};
+use diffnr::compute::cuda::{CudaCompute, DeviceSlice, DeviceSum, Launcher, Registration, add_scaled, dot, subtract};
 use diffnr::compute::elements::ElementCompute as _;
 use diffnr::compute::gaussians::{AdamStep, GaussianCompute as _};
 use diffnr::compute::{Compute as _, Memory as _, Workload, together};
+use firmware_bridge::crc::crc32c;
+use firmware_bridge::layout::VolumeHeader;
+use firmware_bridge::memory::HeapMemory;
+use firmware_bridge::slots::{VolumeGeometry, VolumeSlots, VolumeWriter};
 
 #[test]
 fn the_driver_allocates_nothing() {
@@ -46,6 +52,7 @@ fn the_driver_allocates_nothing() {
     assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0);
     assert_eq!(out[100], 1.5 * 98.0);
     groups_allocate_nothing();
+    a_publication_allocates_nothing();
 }
 
 /// Once a sequence is known, and its graph made.
@@ -67,4 +74,30 @@ fn groups_allocate_nothing() {
     (3..=6).for_each(&mut group);
     assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0);
     assert_eq!(compute.groups().replayed, 5);
+}
+
+/// From the volume on the device to the slot, as `diffnr::publish` has it.
+fn a_publication_allocates_nothing() {
+    let mut compute = CudaCompute::new(Box::new(stand_in::driver(0, 8 << 20).unwrap()));
+    compute.prepare(&Workload { columns: 1, rows: 1, views_per_call: 1, voxels: [10; 3] }).unwrap();
+    let geometry = VolumeGeometry::for_shape([10; 3], 3);
+    let memory = Arc::new(HeapMemory::new(geometry.segment_bytes() as usize));
+    let registration = Registration::new(0, Arc::clone(&memory)).unwrap();
+    let mut writer = VolumeWriter::attach(VolumeSlots::initialise(memory, geometry, 1, 1, 1).unwrap());
+    let volume = compute.filled("volume", &[1.5; 1000]).unwrap();
+    let mut scaled = compute.buffer("scaled", 1000).unwrap();
+    let header = VolumeHeader { shape: [10; 3], ..VolumeHeader::zeroed() };
+    let mut publish = || {
+        compute.copy_scaled(2.0, volume.values(), scaled.values_mut()).unwrap();
+        let mut slot = writer.begin(&header, 1).unwrap();
+        let copy = compute.begin_read(scaled.values(), registration.of(slot.payload()).unwrap()).unwrap();
+        let crc = compute.crc32c(scaled.values()).unwrap();
+        copy.wait().unwrap();
+        slot.filled(crc);
+        slot.publish(1).unwrap().payload_crc32c
+    };
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    let sums = [publish(), publish()];
+    assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0);
+    assert_eq!(sums, [crc32c(bytemuck::cast_slice(&[3.0_f32; 1000])); 2]);
 }

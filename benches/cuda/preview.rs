@@ -1,10 +1,17 @@
-//! From the last frame's arrival to the volume on the host, frames coming as a gantry sends them.
+//! From the last frame's arrival to the volume in shared memory, frames coming as a gantry sends them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytemuck::Zeroable as _;
+use diffnr::compute::cuda::Registration;
+use diffnr::compute::elements::ElementCompute as _;
 use diffnr::compute::{Compute as _, Memory as _};
 use diffnr::reconstruct::{FdkAccumulator, FdkPlan, FdkSettings};
+use firmware_bridge::layout::VolumeHeader;
+use firmware_bridge::mapping;
+use firmware_bridge::ring::{DropPolicy, RingGeometry};
+use firmware_bridge::slots::VolumeGeometry;
 use serde_json::{Value, json};
 
 use crate::measure::Settings;
@@ -23,6 +30,16 @@ pub(crate) fn measure(settings: &Settings) -> Result<Value, String> {
     let mut accumulator = FdkAccumulator::new(&compute, Arc::new(plan)).map_err(|error| text(&error))?;
     let frames: Vec<f32> = (0..geometry.projection_len()).map(|i| 1.0 + (i % 251) as f32 * 0.01).collect();
     let (mut latencies, mut frame_s, mut behind_s) = (Vec::with_capacity(runs), Vec::new(), 0.0_f64);
+    // The segments of a daemon, of which only the slots are used.
+    let name = format!("diffnr-bench-{}", std::process::id());
+    let header = VolumeHeader { shape: grid.voxels.map(|count| count as u32), ..VolumeHeader::zeroed() };
+    let ring = RingGeometry::for_detector(2, 2, 2, DropPolicy::DropNewest);
+    let mut writer = mapping::serve(&name, ring, VolumeGeometry::for_shape(header.shape, 3), 0o600)
+        .map_err(|error| text(&error))?
+        .writer;
+    mapping::unlink(&name).map_err(|error| text(&error))?;
+    let memory = Arc::clone(writer.slots().memory());
+    let registration = Registration::new(settings.machine.index, memory).map_err(|error| text(&error))?;
     // The first run warms up.
     for run in 0..=runs {
         accumulator.reset(&compute).map_err(|error| text(&error))?;
@@ -42,8 +59,13 @@ pub(crate) fn measure(settings: &Settings) -> Result<Value, String> {
                 behind_s = behind_s.max((asked - due).as_secs_f64());
             }
         }
-        let volume = accumulator.volume(&compute).map_err(|error| text(&error))?;
-        std::hint::black_box(volume);
+        let mut slot = writer.begin(&header, 0).map_err(|error| text(&error))?;
+        let payload = registration.of(slot.payload()).ok_or("the slot lies elsewhere")?;
+        let copy = compute.begin_read(accumulator.volume(), payload).map_err(|error| text(&error))?;
+        let crc = compute.crc32c(accumulator.volume()).map_err(|error| text(&error))?;
+        copy.wait().map_err(|error| text(&error))?;
+        slot.filled(crc);
+        slot.publish(0).map_err(|error| text(&error))?;
         if run > 0 {
             latencies.push(arrived.elapsed().as_secs_f64());
         }
@@ -54,7 +76,7 @@ pub(crate) fn measure(settings: &Settings) -> Result<Value, String> {
     let (p50, p99) = (latencies[runs / 2], latencies[(runs * 99).div_ceil(100) - 1]);
     let frame = frame_s[frame_s.len() / 2];
     println!(
-        "  {views} frames of {pixels}^2 at {frames_per_s}/s into {voxels}^3: volume on the host {:.2} ms after the last frame (p50), {:.2} ms (p99 of \
+        "  {views} frames of {pixels}^2 at {frames_per_s}/s into {voxels}^3: volume in shared memory {:.2} ms after the last frame (p50), {:.2} ms (p99 of \
          {runs}); a frame is asked for in {:.2} ms",
         1e3 * p50,
         1e3 * p99,

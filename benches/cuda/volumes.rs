@@ -36,6 +36,10 @@ pub(crate) fn elements(settings: &Settings, rows: &mut Vec<Row>) -> Result<(), C
     settings.time(rows, compute, ("subtract", of(n, 12.0)), || compute.subtract(a, b, out.values_mut()))?;
     settings.time(rows, compute, ("add_scaled", of(n, 12.0)), || compute.add_scaled(1e-3, a, out.values_mut()))?;
     settings.time(rows, compute, ("scale", of(n, 8.0)), || compute.scale(1.0, out.values_mut()))?;
+    settings.time(rows, compute, ("copy_scaled", of(n, 8.0)), || compute.copy_scaled(0.5, a, out.values_mut()))?;
+    // Four look-ups a value at some 9 a clock and multiprocessor, of the 128 instructions that it has: 57 instructions; and joining.
+    let cost = Cost { operations: 60.0 * n as f64, ..Cost::sum(n, 4.0) };
+    settings.time(rows, compute, ("crc32c", cost), || compute.crc32c(a).map(drop))?;
     settings.time(rows, compute, ("dot", Cost::sum(n, 8.0)), || compute.dot(a, b).map(drop))?;
     settings.time(rows, compute, ("are_finite", Cost::sum(n, 4.0)), || compute.are_finite(a).map(drop))?;
     settings.time(rows, compute, ("hold_at_zero", of(n, 12.0)), || compute.hold_at_zero(a, out.values_mut()))?;

@@ -19,6 +19,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
@@ -130,8 +131,8 @@ fn path_of(name: &str, kind: &str) -> Result<PathBuf, MappingError> {
 pub struct Served {
     /// Frames in.
     pub consumer: FrameConsumer<Mapping>,
-    /// Volumes and status out. Holds the daemon's lock: keep it as long as the daemon serves.
-    pub writer: VolumeWriter<Mapping>,
+    /// Volumes and status out. Holds the daemon's lock: keep it as long as the daemon serves. Its memory may be shared, with a device that fills slots.
+    pub writer: VolumeWriter<Arc<Mapping>>,
     /// Whether an existing frame segment was taken over (a running producer goes on); false = made anew.
     pub frames_reattached: bool,
     /// Whether an existing volume segment was taken over (its volumes stay readable); false = made anew.
@@ -154,10 +155,10 @@ pub fn serve(name: &str, ring: RingGeometry, volumes: VolumeGeometry, mode: u32)
         volumes.segment_bytes(),
         mode,
         true,
-        VolumeSlots::attach,
+        |mapping| VolumeSlots::attach(Arc::new(mapping)),
         |slots| *slots.geometry() == volumes,
         |slots| slots.retire(),
-        |mapping| VolumeSlots::initialise(mapping, volumes, random_id(), pid, monotonic_ns()),
+        |mapping| VolumeSlots::initialise(Arc::new(mapping), volumes, random_id(), pid, monotonic_ns()),
     )?;
     let (frames, frames_reattached) = open_or_create(
         &frames_path,

@@ -8,6 +8,7 @@
 //! lengths are always this side's own, so it cannot make this side leave the segment.
 #![allow(unsafe_code)]
 
+use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -116,6 +117,37 @@ pub(crate) unsafe fn owned_slice_mut<M: SharedMemory + ?Sized>(memory: &M, offse
     assert!(offset.checked_add(len).is_some_and(|end| end <= memory.len()));
     // SAFETY: in bounds (checked); exclusive (caller).
     unsafe { core::slice::from_raw_parts_mut(memory.base().as_ptr().add(offset), len) }
+}
+
+/// Bytes of shared memory that are this side's by the protocol, for whoever fills them without a Rust reference: a device, which writes them by itself.
+#[derive(Debug)]
+pub struct ClaimedBytes<'a> {
+    start: NonNull<u8>,
+    len: usize,
+    claim: PhantomData<&'a mut u8>,
+}
+
+impl ClaimedBytes<'_> {
+    /// The first.
+    pub fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// The bytes from `offset` on, for as long as the caller's claim lasts. Panics outside the memory.
+pub(crate) fn claimed<M: SharedMemory + ?Sized>(memory: &M, offset: usize, len: usize) -> ClaimedBytes<'_> {
+    assert!(offset.checked_add(len).is_some_and(|end| end <= memory.len()));
+    // SAFETY: in bounds (just checked).
+    let start = unsafe { memory.base().add(offset) };
+    ClaimedBytes { start, len, claim: PhantomData }
 }
 
 /// Zeroed memory of this process alone: for tests, and for a ring between threads.

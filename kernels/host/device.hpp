@@ -86,6 +86,10 @@ std::enable_if_t<std::is_integral_v<T>, T> atomicAdd(T* at, std::common_type_t<T
     return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
 }
 template <class T>
+std::enable_if_t<std::is_integral_v<T>, T> atomicXor(T* at, std::common_type_t<T> value) {
+    return __atomic_fetch_xor(at, value, __ATOMIC_RELAXED);
+}
+template <class T>
 std::enable_if_t<std::is_integral_v<T>, T> atomicMax(T* at, std::common_type_t<T> value) {
     T old = __atomic_load_n(at, __ATOMIC_RELAXED);
     while (old < value && !__atomic_compare_exchange_n(at, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {

@@ -10,8 +10,9 @@
 //   graphs     what is captured is carried out when its graph is launched, and not before; whoever waits while capturing is refused
 //   leaks      diffnr_stand_in_alive counts what was not given back
 //
-// Devices: 0 to 2 are good (workers 2, 3, 1; threads ascending but on 2; 1 eager in compute, its first stream, 2 in copies, its second), 3 is of an
-// old architecture, 4 has 1 MiB. DIFFNR_STAND_IN_DEVICES and DIFFNR_STAND_IN_VERSION say otherwise.
+// Devices: 0 to 2 are good (workers 2, 3, 1; threads ascending but on 2; 1 eager in compute, a driver's first stream, 2 in its others, of copies and of
+// reads), 3 is of an old architecture, 4 has 1 MiB. DIFFNR_STAND_IN_DEVICES and DIFFNR_STAND_IN_VERSION say otherwise; with
+// DIFFNR_STAND_IN_REGISTERS=0 no memory can be registered.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -41,6 +42,8 @@ enum Result : int {
     INVALID_CONTEXT = 201,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
+    ALREADY_REGISTERED = 712,
+    NOT_REGISTERED = 713,
     NOT_PERMITTED = 800,
     CAPTURE_UNSUPPORTED = 900,
     LAUNCH_FAILED = 719,
@@ -56,16 +59,16 @@ struct Device {
     size_t bytes;
     uint32_t workers;
     bool descending;
-    // Which of a driver's streams is eager; -1: none.
-    int eager;
+    // Which of a driver's three streams are eager, a bit each.
+    unsigned eager;
 };
 
 const Device DEVICES[] = {
-    {"stand-in, lazy", 9, 0, size_t(1) << 30, 2, false, -1},
-    {"stand-in, eager compute", 8, 0, size_t(1) << 30, 3, false, 0},
-    {"stand-in, eager copies", 12, 0, size_t(1) << 30, 1, true, 1},
-    {"stand-in, old", 7, 5, size_t(1) << 30, 1, false, -1},
-    {"stand-in, small", 9, 0, size_t(1) << 20, 1, false, -1},
+    {"stand-in, lazy", 9, 0, size_t(1) << 30, 2, false, 0},
+    {"stand-in, eager compute", 8, 0, size_t(1) << 30, 3, false, 0b001},
+    {"stand-in, eager copies", 12, 0, size_t(1) << 30, 1, true, 0b110},
+    {"stand-in, old", 7, 5, size_t(1) << 30, 1, false, 0},
+    {"stand-in, small", 9, 0, size_t(1) << 20, 1, false, 0},
 };
 
 struct Function {
@@ -227,6 +230,7 @@ EXPORT int cuGetErrorName(int error, const char** name) {
         {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"},     {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},
         {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED"}, {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE"},
         {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"}, {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE"},
+        {ALREADY_REGISTERED, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED"},
         {NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},             {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED"},
         {NOT_PERMITTED, "CUDA_ERROR_NOT_PERMITTED"},     {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
     };
@@ -352,6 +356,23 @@ EXPORT int cuMemFreeHost(void* pointer) {
     return SUCCESS;
 }
 
+// Registered memory is pinned memory that somebody else frees.
+EXPORT int cuMemHostRegister_v2(void* pointer, size_t bytes, unsigned) {
+    IN_CONTEXT;
+    if (number("DIFFNR_STAND_IN_REGISTERS", 1) == 0) return OUT_OF_MEMORY;
+    if (bytes == 0) return INVALID_VALUE;
+    if (!w.pinned_memory.emplace(reinterpret_cast<uintptr_t>(pointer), bytes).second) return ALREADY_REGISTERED;
+    own(pointer);
+    return SUCCESS;
+}
+
+EXPORT int cuMemHostUnregister(void* pointer) {
+    IN_CONTEXT;
+    if (w.pinned_memory.erase(reinterpret_cast<uintptr_t>(pointer)) == 0) return NOT_REGISTERED;
+    w.owners.erase(pointer);
+    return SUCCESS;
+}
+
 EXPORT int cuModuleLoadData(void** module, const void* image) {
     IN_CONTEXT;
     const unsigned char magic[] = {0x50, 0xed, 0x55, 0xba};
@@ -411,7 +432,7 @@ EXPORT int cuStreamCreate(void** handle, unsigned) {
     IN_CONTEXT;
     auto stream = std::make_shared<Stream>();
     stream->device = current;
-    stream->eager = w.streams_made[current]++ % 2 == DEVICES[current].eager;
+    stream->eager = DEVICES[current].eager >> w.streams_made[current]++ % 3 & 1;
     *handle = own(stream.get());
     w.streams[*handle] = stream;
     return SUCCESS;

@@ -4,6 +4,7 @@
 #include "../adam_step.cu"
 #include "../back_project_fdk.cu"
 #include "../back_project_matched.cu"
+#include "../crc32c.cu"
 #include "../experts.cu"
 #include "../field_gradients.cu"
 #include "../field_project.cu"

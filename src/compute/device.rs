@@ -5,8 +5,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use firmware_bridge::memory::SharedMemory;
+
 use super::cpu::CpuCompute;
-use super::cuda::{CudaCompute, DeviceFacts, Driver, Tally, present};
+use super::cuda::{CudaCompute, DeviceFacts, Driver, Registration, Tally, present};
 use super::{ComputeError, Operations};
 
 /// What was asked for.
@@ -141,6 +143,20 @@ impl Device {
             Self::Cpu { threads } => Box::new(CpuCompute::new(*threads)?),
             Self::Cuda(facts) => Box::new(CudaCompute::new(Box::new(Driver::new(facts.index, arena_bytes)?))),
         })
+    }
+
+    /// Lets the device write shared memory by itself; `None` where it is the CPU. The driver has been started.
+    ///
+    /// # Errors
+    /// [`ComputeError::Device`] where the driver refuses.
+    pub fn register(
+        &self,
+        memory: impl SharedMemory + Send + Sync + 'static,
+    ) -> Result<Option<Registration>, ComputeError> {
+        match self {
+            Self::Cpu { .. } => Ok(None),
+            Self::Cuda(facts) => Registration::new(facts.index, memory).map(Some),
+        }
     }
 
     /// A carrier, and what `take` makes with it. On a GPU `take` is called twice: first to see how much memory it takes.

@@ -27,6 +27,18 @@ pub trait ElementCompute: Send + Sync {
     /// [`ComputeError::Device`] where the device refuses.
     fn scale(&self, factor: f32, values: ValuesMut<'_>) -> Result<(), ComputeError>;
 
+    /// `to = factor * from`.
+    ///
+    /// # Errors
+    /// As [`ElementCompute::subtract`].
+    fn copy_scaled(&self, factor: f32, from: Values<'_>, to: ValuesMut<'_>) -> Result<(), ComputeError>;
+
+    /// CRC32C of the values' bytes, little-endian, as volumes in shared memory carry it.
+    ///
+    /// # Errors
+    /// As [`ElementCompute::scale`].
+    fn crc32c(&self, values: Values<'_>) -> Result<u32, ComputeError>;
+
     /// `sum first * second`.
     ///
     /// # Errors

@@ -32,7 +32,7 @@ impl Observer for StopAfter {
 
     fn observe(&mut self, progress: &Progress<'_>) {
         if progress.iteration == self.iteration {
-            self.volume = progress.volume.map(<[f32]>::to_vec);
+            self.volume = progress.volume_on_host().map(<[f32]>::to_vec);
         }
     }
 

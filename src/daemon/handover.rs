@@ -9,7 +9,9 @@ use bytemuck::Zeroable;
 use firmware_bridge::layout::VolumeHeader;
 use rayon::prelude::*;
 
+use crate::compute::{ComputeError, Values};
 use crate::geometry::{Detector, ScanGeometry, ViewPose};
+use crate::publish::Outgoing;
 use crate::reconstruct::optimise::ScanViews;
 use crate::repair::Ender;
 
@@ -309,13 +311,32 @@ impl LastVolume {
     }
 
     /// Takes `values` times `scale`.
-    pub(super) fn keep(&mut self, header: Option<VolumeHeader>, values: &[f32], scale: f32) {
-        self.header = header;
-        self.values.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(kept, last)| {
-            for (kept, last) in kept.iter_mut().zip(last) {
-                *kept = last * scale;
+    ///
+    /// # Errors
+    /// [`ComputeError`] where a device does not give them; there is no volume then.
+    pub(super) fn keep(
+        &mut self,
+        header: Option<VolumeHeader>,
+        Outgoing { compute, values, scale }: Outgoing<'_>,
+    ) -> Result<(), ComputeError> {
+        self.header = None;
+        match values {
+            Values::Host(values) => {
+                self.values.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(kept, last)| {
+                    for (kept, last) in kept.iter_mut().zip(last) {
+                        *kept = last * scale;
+                    }
+                });
             }
-        });
+            Values::Device(..) => {
+                compute.read(values, &mut self.values)?;
+                if scale != 1.0 {
+                    self.values.par_iter_mut().for_each(|value| *value *= scale);
+                }
+            }
+        }
+        self.header = header;
+        Ok(())
     }
 
     /// Whether it is an optimised volume of the same scan as `header`'s, and so better than that.

@@ -18,10 +18,10 @@ use firmware_bridge::layout::{METHOD_FIELD, METHOD_GAUSSIANS, VOLUME_DEGRADED, V
 use super::early::EarlyWatch;
 use super::handover::{Ended, Handover, Job, LastVolume, Portion};
 use super::repairs::ScanRepairs;
-use crate::compute::Operations;
+use crate::compute::{ComputeError, Operations, Values};
 use crate::config::PublishEvery;
 use crate::geometry::ScanGeometry;
-use crate::publish::Publisher;
+use crate::publish::{Outgoing, Publisher};
 use crate::reconstruct::optimise::{Budget, EarlyStart, Method, OptimiseError, Optimiser, Outcome, Recipe};
 use crate::reconstruct::{Observer, Progress, StopReason};
 use crate::supervise::{Event, OptimisationEnd, OptimiseProgress, RunRepairs, Stage, Supervision};
@@ -139,6 +139,7 @@ impl<'p> Optimisation<'p> {
             begin_repairs(&parts.supervision, repairs.augment.planned(before, iterations));
         }
         let mut watch = Watch {
+            compute: self.compute,
             number,
             repairs: self.repairs.as_ref(),
             header,
@@ -166,10 +167,7 @@ impl<'p> Optimisation<'p> {
                 self.optimiser.go_on(self.compute, before, Budget::Iterations(iterations - before), &mut watch)
             });
         let elements = self.optimiser.representation().elements();
-        match (outcome, self.optimiser.volume(self.compute)) {
-            (Ok(outcome), Ok(volume)) => watch.end(Some(outcome), volume, elements),
-            _ => watch.end(None, &[], elements),
-        }
+        watch.end(outcome.ok(), self.optimiser.values(), elements);
     }
 }
 
@@ -240,6 +238,7 @@ pub(super) fn method_number(method: &Method) -> u32 {
 
 /// Watches a run: publishes, tells, and says when it is over.
 struct Watch<'a> {
+    compute: &'a dyn Operations,
     number: u64,
     repairs: Option<&'a ScanRepairs>,
     header: VolumeHeader,
@@ -286,8 +285,9 @@ impl Watch<'_> {
     }
 
     /// Publishes a volume, if the run is still wanted and a slot is free.
-    fn publish(&mut self, values: &[f32], iteration: usize, residual: f64, status: u32) -> Published {
+    fn publish(&mut self, values: Values<'_>, iteration: usize, residual: f64, status: u32) -> Published {
         let began_ns = monotonic_ns();
+        let volume = Outgoing { compute: self.compute, values, scale: 1.0 };
         let mut header = VolumeHeader {
             iteration: iteration as u32,
             residual: residual as f32,
@@ -301,7 +301,7 @@ impl Watch<'_> {
             repairs.stamp(self.run_repairs(), &mut header);
         }
         let (handover, number) = (self.handover, self.number);
-        let outcome = self.publisher.if_wanted(&header, values, || {
+        let outcome = self.publisher.if_wanted(&header, volume, || {
             let wanted = handover.wanted() == number;
             if wanted {
                 handover.set_published(true);
@@ -309,9 +309,10 @@ impl Watch<'_> {
             wanted
         });
         let receipt = match outcome {
-            Ok(Some(receipt)) => receipt,
+            Ok(Some(Ok(receipt))) => receipt,
             Ok(None) => return Published::NotWanted,
-            Err(error) => {
+            Err(error) => return self.not_given(&error),
+            Ok(Some(Err(error))) => {
                 handover.set_published(self.published_iteration > 0);
                 debug_assert!(matches!(error, PublishError::AllSlotsLeased), "{error}");
                 if let Some(optimise) = self.supervision.optimise().as_mut() {
@@ -320,8 +321,10 @@ impl Watch<'_> {
                 return Published::NoSlot;
             }
         };
-        if self.is_wanted() {
-            self.last.lock().unwrap_or_else(PoisonError::into_inner).keep(Some(header), values, 1.0);
+        if self.is_wanted()
+            && let Err(error) = self.last.lock().unwrap_or_else(PoisonError::into_inner).keep(Some(header), volume)
+        {
+            return self.not_given(&error);
         }
         self.published_iteration = iteration;
         let now_ns = monotonic_ns();
@@ -346,8 +349,15 @@ impl Watch<'_> {
         Published::Yes
     }
 
+    /// A device that does not give a volume fails the next operation as well: the run, or the next one, is refused by that.
+    fn not_given(&self, error: &ComputeError) -> Published {
+        tracing::error!("a volume was not published: {error}");
+        self.handover.set_published(self.published_iteration > 0);
+        Published::NotWanted
+    }
+
     /// As [`Watch::publish`], waiting for a slot for as long as the run is wanted.
-    fn publish_at_last(&mut self, values: &[f32], iteration: usize, residual: f64, status: u32) {
+    fn publish_at_last(&mut self, values: Values<'_>, iteration: usize, residual: f64, status: u32) {
         while let Published::NoSlot = self.publish(values, iteration, residual, status) {
             self.supervision.beat(Stage::Optimise);
             if !self.is_wanted() {
@@ -358,7 +368,7 @@ impl Watch<'_> {
     }
 
     /// Publishes what the run came to, and counts how it ended.
-    fn end(&mut self, outcome: Option<Outcome>, values: &[f32], elements: usize) {
+    fn end(&mut self, outcome: Option<Outcome>, values: Values<'_>, elements: usize) {
         let end = match outcome.map(|outcome| outcome.stopped) {
             _ if !self.is_wanted() => OptimisationEnd::Superseded,
             None => OptimisationEnd::Refused,
@@ -440,6 +450,10 @@ impl Observer for Watch<'_> {
         };
         // The last one is published when the run is over.
         is_due && iteration < self.iterations
+    }
+
+    fn wants_on_host(&self) -> bool {
+        false
     }
 
     fn observe(&mut self, progress: &Progress<'_>) {

@@ -6,17 +6,16 @@ use std::time::Duration;
 
 use bytemuck::Zeroable;
 use firmware_bridge::clock::monotonic_ns;
-use firmware_bridge::error::PublishError;
 use firmware_bridge::layout::{FrameHeader, FrameKind, VolumeHeader};
 
 use super::handover::{Ended, Handover, LastVolume, Portion, ScanStore};
 use super::{DaemonError, ScanState, tell_rung};
-use crate::compute::Operations;
+use crate::compute::{Operations, Values};
 use crate::config::Settings;
 use crate::geometry::ViewPose;
 use crate::ingest::{StagedFrame, Staging};
 use crate::preprocess::{CalibrationSource, Preprocessor};
-use crate::publish::{Moment, Publisher, Receipt};
+use crate::publish::{Moment, Outgoing, Publisher, Receipt, Sent};
 use crate::reconstruct::ReconstructError;
 use crate::reconstruct::fdk::FdkAccumulator;
 use crate::supervise::{Event, Ladder, Refusal, Stage, Supervision};
@@ -123,8 +122,9 @@ impl<'p> Pipeline<'p> {
         let _refused_without_flat = self.preprocessor.counts(&blank, 1.0, 1.0, &mut line_integrals);
         let pose = self.settings.geometry.views[0];
         self.accumulator.add_view(self.compute, 0, Some(&pose), &line_integrals)?;
-        let volume = self.accumulator.volume(self.compute)?;
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).keep(None, volume, 1.0);
+        let volume = outgoing(self.compute, &self.accumulator, 1.0);
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).keep(None, volume)?;
+        self.publisher.warm_up(volume)?;
         self.accumulator.reset(self.compute)?;
         self.preprocessor.forget_counters();
         self.supervision.reconstruct().scan = self.scan.summary();
@@ -308,7 +308,7 @@ impl<'p> Pipeline<'p> {
             if let Ok(mut last) = self.last.try_lock()
                 && !last.is_optimised_of(header)
             {
-                last.keep(header, self.accumulator.volume(self.compute)?, scale);
+                last.keep(header, outgoing(self.compute, &self.accumulator, scale))?;
             }
         }
         self.accumulator.reset(self.compute)?;
@@ -338,9 +338,12 @@ impl<'p> Pipeline<'p> {
             tell_rung(&self.supervision, self.ladder.scan_lost(), self.ladder.rung());
             // The accumulator has begun on the lost scan: what was published before it was kept.
             let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            let outcome = last.volume().map(|(header, values)| self.publisher.stale(header, values));
+            let outcome = last.volume().map(|(header, values)| {
+                let volume = Outgoing { compute: self.compute, values: Values::Host(values), scale: 1.0 };
+                self.publisher.stale(header, volume)
+            });
             drop(last);
-            if let Some(outcome) = outcome {
+            if let Some(outcome) = outcome.transpose()? {
                 self.published(outcome);
             }
         }
@@ -379,7 +382,8 @@ impl<'p> Pipeline<'p> {
         if moment == Moment::End {
             (self.in_accumulator, self.views_at_end) = (Some(scale), self.scan.views());
         }
-        let outcome = self.publisher.publish(self.accumulator.volume(self.compute)?, scale, &self.scan, moment);
+        let volume = outgoing(self.compute, &self.accumulator, scale);
+        let outcome = self.publisher.publish(volume, &self.scan, moment)?;
         // A preview that found no slot is not tried again: the next one is on its way.
         self.owed = outcome.is_err() && moment == Moment::End;
         self.published(outcome);
@@ -448,7 +452,7 @@ impl<'p> Pipeline<'p> {
                 tell_rung(&self.supervision, self.ladder.froze(), self.ladder.rung());
                 // The volume that it began from is the last good one.
                 if let (false, true, Some(scale)) = (has_volume, number == self.offered, self.in_accumulator)
-                    && let Some(outcome) = self.publisher.degraded(self.accumulator.volume(self.compute)?, scale)
+                    && let Some(outcome) = self.publisher.degraded(outgoing(self.compute, &self.accumulator, scale))?
                 {
                     self.owed = outcome.is_err();
                     self.published(outcome);
@@ -471,14 +475,15 @@ impl<'p> Pipeline<'p> {
         if self.handover.as_ref().is_some_and(|handover| handover.has_published()) {
             return Ok(());
         }
-        if let Some(outcome @ Ok(_)) = self.publisher.again(self.accumulator.volume(self.compute)?, scale) {
+        let volume = outgoing(self.compute, &self.accumulator, scale);
+        if let Some(outcome @ Ok(_)) = self.publisher.again(volume)? {
             self.owed = false;
             self.published(outcome);
         }
         Ok(())
     }
 
-    fn published(&mut self, outcome: Result<Receipt, PublishError>) {
+    fn published(&mut self, outcome: Sent) {
         use firmware_bridge::layout::{VOLUME_DEGRADED, VOLUME_PREVIEW, VOLUME_STALE};
         let receipt = match outcome {
             Ok(receipt) => receipt,
@@ -535,6 +540,11 @@ impl<'p> Pipeline<'p> {
         telemetry.scan = self.scan.summary();
         telemetry.missing_count = self.scan.missing(&mut telemetry.missing, self.scan.is_running()).0;
     }
+}
+
+/// The accumulator's volume.
+fn outgoing<'a>(compute: &'a dyn Operations, accumulator: &'a FdkAccumulator, scale: f32) -> Outgoing<'a> {
+    Outgoing { compute, values: accumulator.volume(), scale }
 }
 
 fn pose_of(header: &FrameHeader) -> ViewPose {

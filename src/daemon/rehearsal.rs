@@ -15,6 +15,7 @@ use crate::compute::device::Device;
 use crate::config::{OptimisedSettings, PublishEvery, RunBudget, Settings};
 use crate::geometry::{ScanGeometry, VolumeGrid};
 use crate::plan::Plan;
+use crate::publish::Outgoing;
 use crate::reconstruct::optimise::{AugmentSettings, Optimiser, ScanViews};
 use crate::simulate::ellipsoids::{Ellipsoid, EllipsoidPhantom};
 use crate::supervise::SliceFixerTelemetry;
@@ -151,7 +152,8 @@ pub(super) fn rehearse(
         RepairCost { augment: repairs.augment, repair: measured.repair, similarity: measured.similarity }
     });
     let began = Instant::now();
-    last.lock().unwrap_or_else(PoisonError::into_inner).keep(None, optimiser.volume(compute)?, 0.0);
+    let volume = Outgoing { compute, values: optimiser.values(), scale: 0.0 };
+    last.lock().unwrap_or_else(PoisonError::into_inner).keep(None, volume)?;
     let copy = began.elapsed();
     let cost = Cost {
         load: load + told,

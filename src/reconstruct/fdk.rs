@@ -194,11 +194,8 @@ impl FdkPlan {
     /// Every buffer of plan and accumulator on the host, where the others lie on a device.
     #[must_use]
     pub fn host_buffers(&self) -> Vec<(&'static str, usize)> {
-        let mut buffers: Vec<_> =
-            self.buffers().into_iter().filter(|(name, _)| *name != "fdk filtered views").collect();
-        // The volume's copy, as long as the volume itself.
-        buffers.iter_mut().filter(|(name, _)| *name == "fdk volume").for_each(|(name, _)| *name = "fdk volume's copy");
-        buffers
+        let on_device = ["fdk volume", "fdk filtered views"];
+        self.buffers().into_iter().filter(|(name, _)| !on_device.contains(name)).collect()
     }
 
     fn image_floats(&self) -> usize {

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::compute::Values;
+
 /// Where an iterative method stands after an iteration.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
@@ -13,7 +15,15 @@ pub struct Progress<'a> {
     /// volume; each method says at which of its volumes.
     pub residual: f64,
     /// Attenuation in 1/mm, `[x][y][z]`, where [`Observer::wants_volume`] asked for it.
-    pub volume: Option<&'a [f32]>,
+    pub volume: Option<Values<'a>>,
+}
+
+impl<'a> Progress<'a> {
+    /// The volume on the host, unless the observer said that it takes it from where it lies.
+    #[must_use]
+    pub fn volume_on_host(&self) -> Option<&'a [f32]> {
+        self.volume.and_then(|volume| volume.host("observe").ok())
+    }
 }
 
 /// Watches an iterative method.
@@ -21,6 +31,11 @@ pub trait Observer: Send {
     /// Whether to show the volume after this iteration. From this call to the end of [`Observer::observe`] the time is the observer's
     /// (a representation has to be turned into a volume first), not the method's.
     fn wants_volume(&mut self, iteration: usize) -> bool;
+
+    /// Whether volumes are wanted on the host, and not where the carrier works on them.
+    fn wants_on_host(&self) -> bool {
+        true
+    }
 
     /// Called after each iteration.
     fn observe(&mut self, progress: &Progress<'_>);

@@ -43,6 +43,9 @@ pub struct StatusReport {
     pub frame_latency: LatencySummary,
     /// Exposure's end of a volume's last frame to the volume being readable.
     pub preview_latency: LatencySummary,
+    /// How volumes come into their slots: `host`, by the CPU; `device`, by the GPU itself; `staged`, from the GPU through the host, because its
+    /// driver refuses the shared memory.
+    pub volume_copies: &'static str,
     /// Volumes published in this segment.
     pub volumes_published: u64,
     /// Expired leases revoked.
@@ -93,6 +96,7 @@ impl StatusReport {
             ladder: telemetry.ladder,
             frame_latency: telemetry.frame_latency.summary(),
             preview_latency: telemetry.preview_latency.summary(),
+            volume_copies: "host",
             volumes_published: slots.published,
             leases_revoked: slots.leases_revoked,
             publish_skipped: slots.publish_skipped,

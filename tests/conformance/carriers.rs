@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use diffnr::compute::cuda::{Arguments, Captured, CudaCompute, Driver, Executor, LaunchShape, Launcher, Tape, Turns};
@@ -136,6 +137,13 @@ impl Launcher for Lent {
     }
     fn copy_out(&self, offset: usize, to: &mut [u8]) -> Result<(), ComputeError> {
         self.0.copy_out(offset, to)
+    }
+    unsafe fn begin_copy_out(&self, offset: usize, to: NonNull<u8>, bytes: usize) -> Result<(), ComputeError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.begin_copy_out(offset, to, bytes) }
+    }
+    fn end_copy_out(&self) -> Result<(), ComputeError> {
+        self.0.end_copy_out()
     }
     fn copy(&self, from: usize, to: usize, bytes: usize) -> Result<(), ComputeError> {
         self.0.copy(from, to, bytes)

@@ -12,12 +12,12 @@ use crate::values::{download, random, unwritten, upload};
 
 /// Devices of the stand-in: all as late as may be, launches at once, copies at once. Whatever is not ordered comes in the wrong order on
 /// one of them.
-const GOOD: [usize; 3] = [0, 1, 2];
+pub(crate) const GOOD: [usize; 3] = [0, 1, 2];
 const OLD: usize = 3;
-const SMALL: usize = 4;
+pub(crate) const SMALL: usize = 4;
 
 /// Runs `work` where the executor can be built.
-fn on_the_stand_in(test: &str, work: impl Fn()) {
+pub(crate) fn on_the_stand_in(test: &str, work: impl Fn()) {
     // Nothing is built on a GPU's machine, which need not have the sources.
     if std::env::var_os("DIFFNR_DEVICE").is_some() {
         return skipped(test, "a GPU's driver is loaded (DIFFNR_DEVICE)");

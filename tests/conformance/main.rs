@@ -26,6 +26,7 @@ mod projectors;
 mod refusals;
 mod repairs;
 mod scans;
+mod shared_memory;
 mod slices;
 mod stand_in;
 mod total_variation;

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 
 use diffnr::compute::cpu::CpuCompute;
 use diffnr::compute::cuda::{Arguments, CudaCompute, Driver, LaunchShape, Launcher};
@@ -117,6 +118,13 @@ impl Launcher for Reachable {
         self.0.copy_out(offset, to)
     }
 
+    unsafe fn begin_copy_out(&self, offset: usize, to: NonNull<u8>, bytes: usize) -> Result<(), ComputeError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.begin_copy_out(offset, to, bytes) }
+    }
+    fn end_copy_out(&self) -> Result<(), ComputeError> {
+        self.0.end_copy_out()
+    }
     fn copy(&self, from: usize, to: usize, bytes: usize) -> Result<(), ComputeError> {
         self.0.copy(from, to, bytes)
     }

@@ -41,7 +41,8 @@ fn fdk(compute: &mut dyn diffnr::compute::Compute, geometry: &ScanGeometry, grid
     let mut accumulator = FdkAccumulator::new(compute, plan).unwrap();
     // In groups, and once more view by view, with the poses that the gantry reports, as the daemon does.
     accumulator.add_views(compute, 0, &projections).unwrap();
-    let groups = accumulator.volume(compute).unwrap().to_vec();
+    let mut groups = vec![0.0; grid.len()];
+    compute.read(accumulator.volume(), &mut groups).unwrap();
     accumulator.reset(compute).unwrap();
     for (view, part) in projections.chunks_exact(geometry.detector.pixels()).enumerate() {
         accumulator.add_view(compute, view, Some(&geometry.views[view]), part).unwrap();

@@ -2,12 +2,18 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use super::support::*;
 use serde_json::json;
 
-/// The folder of the stand-in; `None` (with a visible word) where there is no C++ compiler.
-fn stand_in() -> Option<PathBuf> {
+/// The folder of the stand-in, built once; `None` (with a visible word) where there is no C++ compiler.
+fn stand_in() -> Option<&'static Path> {
+    static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    BUILT.get_or_init(built_stand_in).as_deref()
+}
+
+fn built_stand_in() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("stand-in-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host");
@@ -36,10 +42,8 @@ fn stand_in() -> Option<PathBuf> {
 fn a_gpu_carries_the_frame_path_and_says_so_everywhere() {
     let Some(driver) = stand_in() else { return };
     let room = Room::new("[compute]\ndevice = \"cuda\"");
-    let planned = run(diffnr()
-        .env("LD_LIBRARY_PATH", &driver)
-        .args(["plan", "--json", "--config"])
-        .arg(room.path("gantry.toml")));
+    let planned =
+        run(diffnr().env("LD_LIBRARY_PATH", driver).args(["plan", "--json", "--config"]).arg(room.path("gantry.toml")));
     expect_code(&planned, 0);
     let planned = json(&planned);
     let on_device = |buffer: &&serde_json::Value| buffer["place"] == "device";
@@ -49,7 +53,7 @@ fn a_gpu_carries_the_frame_path_and_says_so_everywhere() {
     assert!(arena["bytes"].as_u64() > Some(4 * (32 * 28 * 24 + 64 * 48)), "{arena}");
     assert!(planned["carrier"].as_str().unwrap().contains("stand-in"), "{planned}");
 
-    let daemon = room.serve_with(&["--once", "--json"], &[("LD_LIBRARY_PATH", &driver)]);
+    let daemon = room.serve_with(&["--once", "--json"], &[("LD_LIBRARY_PATH", driver)]);
     let scene = room.path("scene");
     expect_code(&run(diffnr().arg("replay").arg(&scene).args(["--rate", "0", "--name", &room.name])), 0);
     let out = room.path("out.npy");
@@ -59,16 +63,52 @@ fn a_gpu_carries_the_frame_path_and_says_so_everywhere() {
     assert!(volume["provider"].as_str().unwrap().contains("sm_90"), "{volume}");
     let report = json(&daemon.end());
     assert_eq!((&report["reconstruct"]["full"], &report["frame_latency"]["count"]), (&json!(1), &json!(40)));
+    assert_eq!(report["volume_copies"], "device");
 
     let offline = room.path("cpu.npy");
     let arguments = ["--method", "fdk", "--device", "cpu", "-o"];
     expect_code(&run(diffnr().arg("reconstruct").arg(&scene).args(arguments).arg(&offline)), 0);
     let [streamed, offline] = [&out, &offline].map(|path| diffnr::formats::npy::read_volume(path).unwrap());
-    let largest = offline.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-    for (streamed, offline) in streamed.iter().zip(&offline) {
-        // As in tests/conformance, of which this is the whole.
-        assert!((streamed - offline).abs() <= 5e-5 * largest, "{streamed} {offline}");
+    assert_near(&streamed, &offline);
+}
+
+/// As in tests/conformance, of which this is the whole.
+fn assert_near(given: &ndarray::Array3<f32>, expected: &ndarray::Array3<f32>) {
+    let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    assert!(largest > 0.01 && given.dim() == expected.dim());
+    for (given, expected) in given.iter().zip(expected) {
+        assert!((given - expected).abs() <= 5e-5 * largest, "{given} {expected}");
     }
+}
+
+/// The volume of a scan with gaps, scaled on its way for that, and how the daemon says that it came to its slot.
+fn partial(gantry: &Path, driver: &Path, device: &str, registers: &str) -> (ndarray::Array3<f32>, serde_json::Value) {
+    let room = Room::new(&format!("[compute]\ndevice = \"{device}\""));
+    let recording = room.recording(false);
+    let environment = [("LD_LIBRARY_PATH", driver), ("DIFFNR_STAND_IN_REGISTERS", Path::new(registers))];
+    let daemon = room.serve_with(&["--once", "--json"], &environment);
+    let sent = run(Command::new(gantry).arg(&room.name).arg(recording).args(["--fps", "200", "--drop", "3,8,20-25"]));
+    expect_code(&sent, 0);
+    let out = room.path("out.npy");
+    let seen = room.watch(&["--wait", "full", "--save", out.to_str().unwrap()]);
+    assert_eq!(seen["volume"]["status"], "PARTIAL");
+    let ended = daemon.end();
+    assert_eq!(stderr(&ended).contains("volumes go through the host"), registers == "0", "{}", stderr(&ended));
+    (diffnr::formats::npy::read_volume(&out).unwrap(), json(&ended)["volume_copies"].clone())
+}
+
+/// By itself or, where the driver refuses the shared memory, through the host.
+#[test]
+fn a_device_fills_slots_either_way_with_the_same_bits() {
+    let (Some(driver), Some(gantry)) = (stand_in(), gantry_sim()) else { return };
+    let (by_itself, copies) = partial(&gantry, driver, "cuda", "1");
+    assert_eq!(copies, "device");
+    let (through_the_host, copies) = partial(&gantry, driver, "cuda", "0");
+    assert_eq!(copies, "staged");
+    assert!(by_itself == through_the_host);
+    let (on_the_cpu, copies) = partial(&gantry, driver, "cpu", "1");
+    assert_eq!(copies, "host");
+    assert_near(&by_itself, &on_the_cpu);
 }
 
 #[test]

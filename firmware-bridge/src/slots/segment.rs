@@ -168,6 +168,11 @@ impl<M: SharedMemory> VolumeSlots<M> {
         &self.geometry
     }
 
+    /// The memory that they lie in.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
     /// Number of this segment's creation.
     pub fn instance_id(&self) -> u64 {
         self.instance_id

@@ -8,7 +8,7 @@ use crate::error::PublishError;
 use crate::layout::{
     VERSION_MAJOR, VERSION_MINOR, VOLUME_HEADER_BYTES, VOLUME_MISSING_RANGES, VolumeHeader, VolumesHeader,
 };
-use crate::memory::{SharedMemory, store_bytes};
+use crate::memory::{ClaimedBytes, SharedMemory, claimed, store_bytes};
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
@@ -149,7 +149,18 @@ impl<M: SharedMemory> VolumeSlotWriter<'_, M> {
         Ok(())
     }
 
-    /// Makes the volume visible. All values must have been appended.
+    /// The whole payload, for a device that fills it by itself; [`VolumeSlotWriter::filled`] says that it has.
+    pub fn payload(&mut self) -> ClaimedBytes<'_> {
+        let slots = &self.writer.slots;
+        claimed(&slots.memory, slots.geometry().payload_offset(self.claimed.slot), self.header.payload_bytes as usize)
+    }
+
+    /// A device has filled the payload with values whose CRC32C this is.
+    pub fn filled(&mut self, payload_crc32c: u32) {
+        (self.written, self.crc) = (self.header.payload_bytes, payload_crc32c);
+    }
+
+    /// Makes the volume visible. All values must have been appended, or [`VolumeSlotWriter::filled`] in.
     pub fn publish(mut self, now_ns: u64) -> Result<Published, PublishError> {
         if self.written != self.header.payload_bytes {
             let wanted = "bytes; fewer than the header's shape holds";

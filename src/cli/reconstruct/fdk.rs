@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Job, Reconstructed, failure, inputs, memory};
 use crate::cli::Failure;
+use crate::compute::Values;
 use crate::compute::cpu::ramp_filter::Window;
 use crate::reconstruct::{FdkAccumulator, FdkPlan, FdkSettings, Observer, Progress};
 
@@ -63,7 +64,9 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<Reconstructed, Failure> {
     let views = accumulator.views_added();
     // One point: the only volume there is.
     let wanted = job.tracer.wants_volume(views);
-    let volume = wanted.then(|| accumulator.volume(compute)).transpose().map_err(failure)?;
+    let mut copy = vec![0.0; if wanted { compute.copy_len(job.grid.len()) } else { 0 }];
+    let volume = wanted.then(|| compute.on_host(accumulator.volume(), &mut copy)).transpose();
+    let volume = volume.map_err(|error| failure(error.into()))?.map(Values::Host);
     job.tracer.observe(&Progress { iteration: views, iterations: views, residual: f64::NAN, volume });
     job.tracer.end();
 

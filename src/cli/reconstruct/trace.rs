@@ -196,7 +196,8 @@ impl Observer for Tracer {
                 "iteration": progress.iteration,
                 "residual": progress.residual,
             });
-            let psnr_db = self.truth.as_ref().zip(progress.volume).and_then(|(truth, volume)| truth.psnr_db(volume));
+            let psnr_db =
+                self.truth.as_ref().zip(progress.volume_on_host()).and_then(|(truth, volume)| truth.psnr_db(volume));
             if let Some(psnr_db) = psnr_db {
                 point["psnr_db"] = psnr_db.into();
             }

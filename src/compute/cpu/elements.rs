@@ -105,6 +105,16 @@ impl ElementCompute for CpuCompute {
         self.each("scale", [], values, |[], values| values.iter_mut().for_each(|value| *value *= factor))
     }
 
+    fn copy_scaled(&self, factor: f32, from: Values<'_>, to: ValuesMut<'_>) -> Result<(), ComputeError> {
+        self.each("copy_scaled", [from], to, |[from], to| {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = factor * from);
+        })
+    }
+
+    fn crc32c(&self, values: Values<'_>) -> Result<u32, ComputeError> {
+        Ok(firmware_bridge::crc::crc32c(bytemuck::cast_slice(values.host("crc32c")?)))
+    }
+
     fn dot(&self, first: Values<'_>, second: Values<'_>) -> Result<f64, ComputeError> {
         self.sum("dot", [first, second], |[first, second]| {
             first.iter().zip(second).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()

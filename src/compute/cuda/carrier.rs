@@ -12,7 +12,7 @@ use super::record_cache::RecordCache;
 use super::recorder::Recorder;
 use super::{
     DeviceSlice, DeviceSum, DeviceWeights, ExpertsTable, FilterTable, GaussianRoom, GroupCounts, ImageLossSums,
-    Launcher, ScanTable, SliceRoom, ViewRecord, VolumeSsimRoom, sart, total_variation,
+    Launcher, Pending, Registered, ScanTable, SliceRoom, ViewRecord, VolumeSsimRoom, sart, total_variation,
 };
 use crate::compute::experts::Experts;
 use crate::compute::losses::{ImageLoss, VolumeSsimLoss};
@@ -38,6 +38,8 @@ pub(super) struct State {
     /// Of operations that return a sum.
     sum: Option<DeviceSum>,
     sum_blocks: usize,
+    /// Of values' CRC.
+    pub(super) crc: Option<DeviceSlice<u32>>,
     pub(super) image_loss: Option<ImageLossSums>,
     pub(super) image_loss_bytes: usize,
     pub(super) volume_loss: Option<([usize; 3], VolumeSsimRoom)>,
@@ -103,6 +105,9 @@ impl CudaCompute {
     }
 }
 
+/// Bytes of a CRC.
+pub(super) const CRC_BYTES: usize = size_of::<u32>();
+
 /// Blocks of the largest launch of this workload that leaves a sum.
 fn sum_blocks(workload: &Workload) -> usize {
     let pixels = workload.views_per_call * workload.rows * workload.columns;
@@ -151,6 +156,10 @@ impl Memory for CudaCompute {
         from.device("read")?.copy_to(self.launcher(), to)
     }
 
+    fn begin_read<'a>(&'a self, from: Values<'a>, to: Registered<'a>) -> Result<Pending<'a>, ComputeError> {
+        to.begin(self.launcher(), from.device("begin_read")?)
+    }
+
     fn copy(&self, from: Values<'_>, to: ValuesMut<'_>) -> Result<(), ComputeError> {
         from.device("copy")?.copy_to_slice(self.launcher(), to.device("copy")?)
     }
@@ -186,6 +195,7 @@ impl Compute for CudaCompute {
             + workload.views_per_call * workload.columns * size_of::<f32>()
             + DeviceSum::bytes(sum_blocks(workload))
             + Recorder::bytes()
+            + CRC_BYTES
     }
 
     fn prepare(&mut self, workload: &Workload) -> Result<(), ComputeError> {
@@ -201,6 +211,9 @@ impl Compute for CudaCompute {
         let blocks = sum_blocks(workload);
         if state.sum_blocks < blocks {
             (state.sum, state.sum_blocks) = (Some(DeviceSum::for_blocks(launcher, blocks)?), blocks);
+        }
+        if state.crc.is_none() {
+            state.crc = Some(DeviceSlice::allocate(launcher, 1)?);
         }
         Ok(())
     }

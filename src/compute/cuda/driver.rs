@@ -4,6 +4,7 @@
 //! start   context ▶ images ▶ kernels by name ▶ one arena, pinned staging
 //! then    launches, fills, copies on the device ──▶ compute stream, one by one or as a graph of all that an iteration asks for
 //!         copies in and out, in pieces          ──▶ copy stream; either waits for what was asked of the other before
+//!         copies to registered memory           ──▶ read stream; waits for the compute stream, and only the host for it
 //! ```
 //!
 //! After [`Driver::new`] nothing is looked up and nothing is allocated on the heap. It has run on the stand-in for the driver only
@@ -15,13 +16,15 @@ mod facts;
 mod graph;
 mod images;
 mod owned;
+mod registration;
 
 pub use facts::{DeviceFacts, present};
 pub use images::{IMAGES, Image};
+pub use registration::Registration;
 
 use std::ffi::c_void;
 use std::ops::Range;
-use std::ptr::null_mut;
+use std::ptr::{NonNull, null_mut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUdeviceptr, CUfunction, CUfunction_attribute};
@@ -51,6 +54,7 @@ pub struct Driver {
     order: Mutex<Order>,
     compute: Stream,
     copies: Stream,
+    reads: Stream,
     memory: DeviceMemory,
     _modules: Vec<Module>,
     /// The last: what is above belongs to it.
@@ -118,7 +122,7 @@ impl Driver {
             modules.push(module);
         }
         functions.sort_unstable_by_key(|function| function.name);
-        let (compute, copies) = (Stream::new()?, Stream::new()?);
+        let (compute, copies, reads) = (Stream::new()?, Stream::new()?, Stream::new()?);
         let order = Order {
             staging: PinnedMemory::allocate(STAGING_BYTES)?,
             taken: [Event::new()?, Event::new()?],
@@ -135,6 +139,7 @@ impl Driver {
             order: Mutex::new(order),
             compute,
             copies,
+            reads,
             _modules: modules,
             context,
         };
@@ -407,6 +412,25 @@ impl Launcher for Driver {
         if to.is_empty() { Ok(()) } else { self.copy_out_at(&mut *self.begin()?, from, to) }
     }
 
+    unsafe fn begin_copy_out(&self, offset: usize, to: NonNull<u8>, bytes: usize) -> Result<(), ComputeError> {
+        let from = self.address(offset..offset.saturating_add(bytes))?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let order = self.begin()?;
+        order.launched.record(&self.compute)?;
+        self.reads.wait_for(&order.launched)?;
+        // SAFETY: the memory of the device is the caller's; that of the host is registered and stays, as it promises.
+        let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_ptr().cast(), from, bytes, self.reads.handle()) };
+        checked("cuMemcpyDtoHAsync", code)
+    }
+
+    fn end_copy_out(&self) -> Result<(), ComputeError> {
+        // Not in the order: whoever works on the device meanwhile goes on.
+        self.context.set_current()?;
+        self.reads.synchronize()
+    }
+
     fn copy(&self, from: usize, to: usize, bytes: usize) -> Result<(), ComputeError> {
         self.copy_within(&mut *self.begin()?, from, to, bytes)
     }
@@ -448,6 +472,7 @@ impl Launcher for Driver {
     fn synchronize(&self) -> Result<(), ComputeError> {
         let _order = self.begin()?;
         self.compute.synchronize()?;
-        self.copies.synchronize()
+        self.copies.synchronize()?;
+        self.reads.synchronize()
     }
 }

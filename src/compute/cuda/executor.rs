@@ -177,6 +177,18 @@ impl Launcher for Executor {
         Ok(())
     }
 
+    unsafe fn begin_copy_out(&self, offset: usize, to: NonNull<u8>, bytes: usize) -> Result<(), ComputeError> {
+        let from = self.address(offset..offset.saturating_add(bytes))?;
+        // SAFETY: as in `copy_out`; the memory of the host is the caller's.
+        self.alone(|_| unsafe { to.as_ptr().copy_from_nonoverlapping(from, bytes) });
+        Ok(())
+    }
+
+    /// Copies have ended when they begin.
+    fn end_copy_out(&self) -> Result<(), ComputeError> {
+        Ok(())
+    }
+
     fn copy(&self, from: usize, to: usize, bytes: usize) -> Result<(), ComputeError> {
         if from.abs_diff(to) < bytes {
             return Err(device_error(format!("{bytes} bytes at {from} and at {to} overlap")));

@@ -4,6 +4,7 @@
 
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
+use std::ptr::NonNull;
 
 use bytemuck::Pod;
 
@@ -40,6 +41,22 @@ pub trait Launcher: Send + Sync {
     /// # Errors
     /// As [`Launcher::copy_in`].
     fn copy_out(&self, offset: usize, to: &mut [u8]) -> Result<(), ComputeError>;
+
+    /// Begins to copy from the device, after everything asked for before, to memory of the host that the device writes by itself. What is asked for after
+    /// it does not wait for it, alone of all that a launcher does, until [`Launcher::end_copy_out`].
+    ///
+    /// # Errors
+    /// As [`Launcher::copy_in`].
+    ///
+    /// # Safety
+    /// Until then the bytes are registered ([`super::Registration`]), no reference covers them, and nothing that is asked for changes the arena's.
+    unsafe fn begin_copy_out(&self, offset: usize, to: NonNull<u8>, bytes: usize) -> Result<(), ComputeError>;
+
+    /// Waits for all that was begun by [`Launcher::begin_copy_out`].
+    ///
+    /// # Errors
+    /// As [`Launcher::synchronize`].
+    fn end_copy_out(&self) -> Result<(), ComputeError>;
 
     /// Copies bytes from one offset to another, on the device.
     ///

@@ -11,7 +11,7 @@ use super::super::sart::{CorrectionStep, SartCompute};
 use super::super::slices::{SliceBatch, SliceCompute, SliceLayout, WindowUnits};
 use super::super::total_variation::{TotalVariation, VariationCompute};
 use super::super::{ComputeError, Left, Values, ValuesMut};
-use super::carrier::State;
+use super::carrier::{CRC_BYTES, State};
 use super::{CudaCompute, ExpertsTable, ImageLossSums, SliceRoom, VolumeSsimRoom};
 use crate::compute::experts::MOST_EXPERTS;
 use crate::geometry::Detector;
@@ -30,6 +30,21 @@ impl ElementCompute for CudaCompute {
 
     fn scale(&self, factor: f32, values: ValuesMut<'_>) -> Result<(), ComputeError> {
         super::scale(self.launcher(), factor, values.device("scale")?)
+    }
+
+    fn copy_scaled(&self, factor: f32, from: Values<'_>, to: ValuesMut<'_>) -> Result<(), ComputeError> {
+        const OPERATION: &str = "copy_scaled";
+        super::copy_scaled(self.launcher(), factor, from.device(OPERATION)?, to.device(OPERATION)?)
+    }
+
+    fn crc32c(&self, values: Values<'_>) -> Result<u32, ComputeError> {
+        const OPERATION: &str = "crc32c";
+        let room = self.state().crc;
+        let room = room.ok_or(ComputeError::Scratch { operation: OPERATION, needed: CRC_BYTES, prepared: 0 })?;
+        super::crc32c(self.launcher(), values.device(OPERATION)?, room)?;
+        let mut crc = [0];
+        room.copy_to(self.launcher(), &mut crc)?;
+        Ok(crc[0])
     }
 
     fn dot(&self, first: Values<'_>, second: Values<'_>) -> Result<f64, ComputeError> {

@@ -16,6 +16,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
+use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
@@ -300,6 +301,15 @@ impl Launcher for Recorder {
 
     fn copy_out(&self, offset: usize, to: &mut [u8]) -> Result<(), ComputeError> {
         self.at_once()?.copy_out(offset, to)
+    }
+
+    unsafe fn begin_copy_out(&self, offset: usize, to: NonNull<u8>, bytes: usize) -> Result<(), ComputeError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.at_once()?.begin_copy_out(offset, to, bytes) }
+    }
+
+    fn end_copy_out(&self) -> Result<(), ComputeError> {
+        self.launcher.end_copy_out()
     }
 
     fn copy(&self, from: usize, to: usize, bytes: usize) -> Result<(), ComputeError> {

@@ -64,6 +64,27 @@ pub fn scale(launcher: &dyn Launcher, factor: f32, values: DeviceSlice<f32>) -> 
     unsafe { launcher.launch(OPERATION, shape(OPERATION, n)?, &arguments) }
 }
 
+/// `to = factor * from`.
+///
+/// # Errors
+/// As [`subtract`].
+pub fn copy_scaled(
+    launcher: &dyn Launcher,
+    factor: f32,
+    from: DeviceSlice<f32>,
+    to: DeviceSlice<f32>,
+) -> Result<(), ComputeError> {
+    const OPERATION: &str = "copy_scaled";
+    let n = to.len();
+    check_len(OPERATION, "from", from.len(), n)?;
+    if n == 0 {
+        return Ok(());
+    }
+    let arguments = Arguments::new().value(factor).read(from).write(to).value(n as i64);
+    // SAFETY: as in `subtract`.
+    unsafe { launcher.launch(OPERATION, shape(OPERATION, n)?, &arguments) }
+}
+
 /// The sum of `first * second`, products and sum in float64.
 ///
 /// # Errors

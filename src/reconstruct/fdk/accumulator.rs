@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{FdkPlan, weights, widen};
-use crate::compute::{Buffer, Compute, ProjectionWeights};
+use crate::compute::{Buffer, Compute, ProjectionWeights, Values};
 use crate::geometry::{ScanGeometry, ViewPose};
 use crate::reconstruct::ReconstructError;
 use crate::reconstruct::memory::{buffer, zeros};
@@ -13,8 +13,6 @@ use crate::reconstruct::memory::{buffer, zeros};
 pub struct FdkAccumulator {
     plan: Arc<FdkPlan>,
     volume: Buffer,
-    /// The volume on the host, where the carrier's lies elsewhere.
-    volume_copy: Vec<f32>,
     /// `[views_per_call][row v][column u]`, where the carrier's memory is not the host's.
     arrived: Buffer,
     /// `[views_per_call][row v][wide column u]`.
@@ -47,7 +45,6 @@ impl FdkAccumulator {
         }
         Ok(Self {
             volume: buffer(compute, "fdk volume", plan.grid.len())?,
-            volume_copy: zeros("fdk volume on the host", compute.copy_len(plan.grid.len()))?,
             arrived: buffer(compute, "fdk views as they came", compute.copy_len(of_call))?,
             filtered: buffer(compute, "fdk filtered views", calls * wide.pixels())?,
             images,
@@ -212,18 +209,16 @@ impl FdkAccumulator {
         &self.plan
     }
 
-    /// The volume so far, `[x][y][z]`, 1/mm: the final one once all views are added.
-    ///
-    /// # Errors
-    /// [`ReconstructError::Compute`] where the device does not give it back.
-    pub fn volume(&mut self, compute: &dyn Compute) -> Result<&[f32], ReconstructError> {
-        Ok(compute.on_host(self.volume.values(), &mut self.volume_copy)?)
+    /// The volume so far, `[x][y][z]`, 1/mm, where the carrier works on it: the final one once all views are added.
+    #[must_use]
+    pub fn volume(&self) -> Values<'_> {
+        self.volume.values()
     }
 
     /// Gives up the accumulator for its volume.
     ///
     /// # Errors
-    /// As [`FdkAccumulator::volume`].
+    /// [`ReconstructError::Compute`] where the device does not give it back.
     pub fn into_volume(self, compute: &dyn Compute) -> Result<Vec<f32>, ReconstructError> {
         Ok(compute.take(self.volume)?)
     }

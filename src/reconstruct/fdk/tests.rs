@@ -352,7 +352,7 @@ fn streaming_gives_the_bits_of_offline() {
                 }
             }
             assert!((accumulator.angular_fraction() - 1.0).abs() < 1e-9);
-            results.push(accumulator.volume(&compute).unwrap().to_vec());
+            results.push(accumulator.volume().host("test").unwrap().to_vec());
         }
         assert!(results.iter().all(|volume| *volume == results[0]));
         assert!(results[0].iter().any(|x| *x > 0.01));
@@ -391,7 +391,7 @@ fn part_of_the_views_has_the_scale_of_all_once_divided_by_its_fraction() {
     accumulator.add_views(&compute, 0, &projections.as_slice().unwrap()[..part]).unwrap();
     let fraction = accumulator.angular_fraction();
     assert!((fraction - 0.5).abs() < 1e-9);
-    let scaled: Vec<f32> = accumulator.volume(&compute).unwrap().iter().map(|x| x / fraction as f32).collect();
+    let scaled: Vec<f32> = accumulator.volume().host("test").unwrap().iter().map(|x| x / fraction as f32).collect();
     let (mean, ..) = inside(&scaled, &grid, DVec3::ZERO, 20.0);
     assert!(mean.abs() < 20.0, "{mean}");
 }
@@ -405,7 +405,7 @@ fn wrong_views_are_refused_and_leave_the_volume_alone() {
     let mut accumulator = FdkAccumulator::new(&compute, plan).unwrap();
     let good = vec![1.0_f32; geometry.detector.pixels()];
     accumulator.add_view(&compute, 3, None, &good).unwrap();
-    let before = accumulator.volume(&compute).unwrap().to_vec();
+    let before = accumulator.volume().host("test").unwrap().to_vec();
     let mut says = |view: usize, pose: Option<&ViewPose>, data: &[f32], part: &str| {
         let error = accumulator.add_view(&compute, view, pose, data).unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
@@ -424,11 +424,11 @@ fn wrong_views_are_refused_and_leave_the_volume_alone() {
     let mut pose = geometry.views[4];
     pose.source_mm.z = f64::NAN;
     says(4, Some(&pose), &good, "source_mm");
-    assert_eq!(accumulator.volume(&compute).unwrap(), before);
+    assert_eq!(accumulator.volume().host("test").unwrap(), before);
     assert_eq!(accumulator.views_added(), 1);
     accumulator.add_views(&compute, 0, &[]).unwrap();
     accumulator.reset(&compute).unwrap();
-    assert!(accumulator.volume(&compute).unwrap().iter().all(|x| *x == 0.0) && !accumulator.has_view(3));
+    assert!(accumulator.volume().host("test").unwrap().iter().all(|x| *x == 0.0) && !accumulator.has_view(3));
     let setting = |settings| FdkPlan::without_scratch(&geometry, &grid, settings).unwrap_err().to_string();
     assert!(setting(FdkSettings { cutoff: f64::NAN, ..FdkSettings::default() }).contains("cutoff = NaN"));
     assert!(setting(FdkSettings { cutoff: 1.2, ..FdkSettings::default() }).contains("cutoff = 1.2"));

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::augment::Augmentation;
 use super::views::{Judged, MeasuredViews};
 use super::{Budget, OptimiseError, OptimisePlan, Pace, Repairer, Repairs, ScanViews};
-use crate::compute::{Buffer, ComputeError, Operations, together};
+use crate::compute::{Buffer, ComputeError, Operations, Values, together};
 use crate::reconstruct::memory::{buffer, zeros};
 use crate::reconstruct::{Observer, Outcome as IterativeOutcome, Progress, ReconstructError, StopReason};
 use crate::represent::{Representation, Stage};
@@ -128,6 +128,12 @@ impl Optimiser {
     /// [`ReconstructError::Compute`] where the device does not give it back.
     pub fn volume(&mut self, compute: &dyn Operations) -> Result<&[f32], ReconstructError> {
         Ok(compute.on_host(self.volume.values(), &mut self.volume_copy)?)
+    }
+
+    /// The same where the carrier works on it.
+    #[must_use]
+    pub fn values(&self) -> Values<'_> {
+        self.volume.values()
     }
 
     /// The volume, without the rest.
@@ -331,7 +337,11 @@ impl Optimiser {
                     stopped = StopReason::Diverged;
                     break;
                 }
-                Some(compute.on_host(self.volume.values(), &mut self.volume_copy)?)
+                let volume = self.volume.values();
+                Some(match observer.wants_on_host() {
+                    true => Values::Host(compute.on_host(volume, &mut self.volume_copy)?),
+                    false => volume,
+                })
             } else {
                 None
             };

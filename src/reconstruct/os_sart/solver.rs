@@ -241,6 +241,7 @@ impl OsSart {
         let rules = self.plan.settings.stop;
         let wanted = observer.wants_volume(iteration);
         let volume = wanted.then(|| compute.on_host(self.volume.values(), &mut self.volume_copy)).transpose()?;
+        let volume = volume.map(Values::Host);
         observer.observe(&Progress { iteration, iterations: rules.iterations, residual, volume });
         let mut stopped = rules.reached(iteration, residual, change);
         let holds_back = rules.held_back_views > 0;

@@ -37,6 +37,7 @@ pub const IMAGES: &[Image] = &[
     image!("adam_step", ["adam_step"]),
     image!("back_project_fdk", ["back_project_fdk"]),
     image!("back_project_matched", ["back_project_matched", "back_project_level"]),
+    image!("crc32c", ["crc32c"]),
     image!("experts", ["add_experts_gradient"]),
     image!("field_gradients", ["absolute_sum", "field_scales", "add_table_gradients", "add_network_gradient"]),
     image!("field_project", ["field_project"]),
@@ -78,7 +79,16 @@ pub const IMAGES: &[Image] = &[
     image!("total_variation", ["total_variation", "add_total_variation_gradient"]),
     image!(
         "values",
-        ["subtract", "add_scaled", "scale", "dot", "hold_at_zero", "count_not_finite", "add_modulus_gradient"]
+        [
+            "subtract",
+            "add_scaled",
+            "scale",
+            "copy_scaled",
+            "dot",
+            "hold_at_zero",
+            "count_not_finite",
+            "add_modulus_gradient"
+        ]
     ),
     image!("views", ["take_aperture", "whiten", "mix_sharpened", "times_root", "held_back_squares"]),
     image!("weight_projections", ["weight_projections"]),

@@ -133,7 +133,7 @@ impl Observer for Impatient {
         true
     }
     fn observe(&mut self, progress: &Progress<'_>) {
-        self.shown.push(progress.volume.unwrap().to_vec());
+        self.shown.push(progress.volume_on_host().unwrap().to_vec());
     }
     fn interrupts(&self) -> bool {
         self.questions.set(self.questions.get() + 1);
