@@ -134,10 +134,9 @@ const PIECE: usize = 4096;
 const DEVICE_PIECE: usize = 1 << 18;
 
 impl Publisher {
-    /// A publisher of volumes made by `settings` on `carrier`.
+    /// A publisher of volumes made by `settings` on `carrier`. On a device `scaled` is room for a volume in its memory, if any is published with
+    /// a scale other than 1.
     #[must_use]
-    ///
-    /// On a device `scaled` is room for a volume in its memory, if any is published with a scale other than 1.
     pub fn new(writer: SharedWriter, settings: &Settings, carrier: &Carrier, scaled: Buffer) -> Self {
         let grid = &settings.grid;
         let template = VolumeHeader {

@@ -7,7 +7,7 @@ use diffnr::compute::cpu::CpuCompute;
 use diffnr::compute::cuda::CudaCompute;
 use diffnr::compute::gaussians::{CHANNELS, GaussianArrays, GaussianWorkload};
 use diffnr::compute::sart::AlgebraicCompute;
-use diffnr::compute::{Compute as _, ComputeError, Memory as _, Operations, Values, ValuesMut};
+use diffnr::compute::{Compute as _, ComputeError, Memory as _, Operations, Values, ValuesMut, together};
 use diffnr::geometry::{CircularOrbit, ScanGeometry, VolumeGrid};
 use diffnr::reconstruct::asd_pocs::{AsdPocs, AsdPocsPlan, AsdPocsSettings};
 use diffnr::reconstruct::fdk::{FdkAccumulator, FdkPlan, FdkSettings};
@@ -261,6 +261,8 @@ fn gaussians_that_are_not_finite_are_refused() {
             [
                 compute.gaussian_voxelise(&grid, &gaussians, volume.values_mut()),
                 compute.gaussian_project(&geometry, &gaussians, views.values_mut()),
+                // In a group, at its end.
+                together(compute, || compute.gaussian_voxelise(&grid, &gaussians, volume.values_mut())),
             ]
             .map(|outcome| match outcome {
                 Ok(()) => None,
@@ -269,8 +271,8 @@ fn gaussians_that_are_not_finite_are_refused() {
             })
         };
         for (broken, index) in [(0.5, None), (f32::NAN, Some(1)), (f32::INFINITY, Some(1))] {
-            assert_eq!(refused(&mut CpuCompute::new(1).unwrap(), broken), [index; 2], "cpu, {broken}");
-            assert_eq!(refused(&mut CudaCompute::new(carrier.launcher()), broken), [index; 2], "{broken}");
+            assert_eq!(refused(&mut CpuCompute::new(1).unwrap(), broken), [index; 3], "cpu, {broken}");
+            assert_eq!(refused(&mut CudaCompute::new(carrier.launcher()), broken), [index; 3], "{broken}");
         }
     });
 }
