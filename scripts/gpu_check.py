@@ -181,7 +181,7 @@ def bench_lines(part: dict, line) -> None:
         line("bench", row["case"], "", "", f"failed: {row['error']}")
     for row in part.get("iterations") or []:
         what = f"{row['what']}: an iteration of {row['views_per_iteration']} views of {row['pixels']}^2 into {row['voxels']}^3"
-        beside = f"as one; {row['singly_s']:.3g} operation by operation" + (f"; {row['graphs_refused']}" if row["graphs_refused"] else "")
+        beside = f"as one; {row['singly_s']:.3g} as {row['steps']} steps" + (f"; {row['graphs_refused']}" if row["graphs_refused"] else "")
         line("bench", what, f"{row['as_one_s']:.3g}", beside, f"{row['replayed']} replayed")
     if preview := part.get("preview"):
         what = f"volume of {preview['voxels']}^3 in shared memory after the last of {preview['frames']} frames of {preview['pixels']}^2"

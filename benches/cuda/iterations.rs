@@ -60,14 +60,15 @@ pub(crate) fn measure(settings: &Settings) -> Result<Value, String> {
         let (as_one, singly) = (median(&mut as_one), median(&mut singly));
         let groups = compute.groups();
         println!(
-            "  {name}, {views_per_iteration} of {views} views an iteration: {:.3} ms as one, {:.3} ms operation by operation",
+            "  {name}, {views_per_iteration} of {views} views an iteration: {:.3} ms as one, {:.3} ms as {} launches, copies and fills",
             1e3 * as_one,
-            1e3 * singly
+            1e3 * singly,
+            groups.steps
         );
         rows.push(json!({
             "what": name, "views_per_iteration": views_per_iteration, "views": views, "pixels": pixels, "voxels": voxels,
             "iterations": count, "as_one_s": as_one, "singly_s": singly, "rounds": ROUNDS,
-            "replayed": groups.replayed - before.replayed, "launched_singly": groups.singly - before.singly,
+            "steps": groups.steps, "replayed": groups.replayed - before.replayed, "launched_singly": groups.singly - before.singly,
             "graphs_refused": compute.groups_refused(),
         }));
     }

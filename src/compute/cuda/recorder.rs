@@ -86,6 +86,8 @@ pub struct GroupCounts {
     pub broken: u64,
     /// Sequences that the launcher made one piece of.
     pub captured: u64,
+    /// Launches, copies and fills of the last sequence.
+    pub steps: u64,
 }
 
 /// `parameters::Words` of the kernel.
@@ -180,6 +182,7 @@ impl Recorder {
         if tape.is_empty() {
             return Ok(());
         }
+        counts.steps = tape.len() as u64;
         if *singly {
             counts.singly += 1;
             return tape.play(&*self.launcher);
