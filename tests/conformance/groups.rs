@@ -1,6 +1,6 @@
 //! Operations carried out as one: what was captured and is replayed, groups of the runtime's carrier, and graphs of the driver that are refused.
 
-use diffnr::compute::cuda::{CudaCompute, Tape};
+use diffnr::compute::cuda::{CudaCompute, Launcher as _, Tape};
 use diffnr::compute::elements::ElementCompute as _;
 use diffnr::compute::gaussians::{AdamStep, GaussianCompute as _};
 use diffnr::compute::losses::{ImageLoss, LossCompute as _, LossWorkload, VolumeSsimLoss};
@@ -8,7 +8,8 @@ use diffnr::compute::sart::SartCompute as _;
 use diffnr::compute::{Buffer, Compute as _, ComputeError, Left, Memory as _, Workload, together};
 use diffnr::geometry::Detector;
 
-use crate::carriers::{library, on_each, skipped};
+use crate::carriers::on_each;
+use crate::driver::on_the_stand_in;
 use crate::stand_in;
 use crate::values::{download, random, unwritten, upload};
 
@@ -237,26 +238,37 @@ fn sequences_that_are_not_asked_for_any_more_go() {
     });
 }
 
+/// For whoever is next: what was captured works on what was handed out.
+#[test]
+fn an_emptied_driver_has_no_graphs() {
+    on_the_stand_in("graphs of a driver that is emptied", || {
+        let mut driver = stand_in::driver(0, 1 << 20).unwrap();
+        let a = upload(&driver, &random(N, 1));
+        let mut tape = Tape::default();
+        tape.fill(a.bytes(), 0);
+        let captured = driver.capture(&tape).unwrap();
+        driver.replay(captured).unwrap();
+        driver.empty().unwrap();
+        assert!(driver.replay(captured).unwrap_err().to_string().contains("is not there"));
+    });
+}
+
 fn on_spoilt_graphs(test: &str, how: i32, said: &str) {
     // A device of the stand-in that no other test makes graphs on.
     const DEVICE: usize = 1;
-    if std::env::var_os("DIFFNR_DEVICE").is_some() {
-        return skipped(test, "a GPU's graphs are in order (DIFFNR_DEVICE)");
-    }
-    if let Err(reason) = library() {
-        return skipped(test, &reason);
-    }
-    let mut compute = CudaCompute::new(Box::new(stand_in::driver(DEVICE, 8 << 20).unwrap()));
-    let expected = steps(&mut compute, true);
-    assert_eq!((compute.groups().replayed, compute.groups_refused()), (5, None));
-    stand_in::spoil_graphs(DEVICE as i32, how);
-    let mut compute = CudaCompute::new(Box::new(stand_in::driver(DEVICE, 8 << 20).unwrap()));
-    let given = steps(&mut compute, true);
-    stand_in::spoil_graphs(DEVICE as i32, 0);
-    assert_eq!(given, expected);
-    assert_eq!((compute.groups().replayed, compute.groups().singly), (0, 6));
-    let refused = compute.groups_refused().unwrap();
-    assert!(refused.contains(said), "{refused}");
+    on_the_stand_in(test, || {
+        let mut compute = CudaCompute::new(Box::new(stand_in::driver(DEVICE, 8 << 20).unwrap()));
+        let expected = steps(&mut compute, true);
+        assert_eq!((compute.groups().replayed, compute.groups_refused()), (5, None));
+        stand_in::spoil_graphs(DEVICE as i32, how);
+        let mut compute = CudaCompute::new(Box::new(stand_in::driver(DEVICE, 8 << 20).unwrap()));
+        let given = steps(&mut compute, true);
+        stand_in::spoil_graphs(DEVICE as i32, 0);
+        assert_eq!(given, expected);
+        assert_eq!((compute.groups().replayed, compute.groups().singly), (0, 6));
+        let refused = compute.groups_refused().unwrap();
+        assert!(refused.contains(said), "{refused}");
+    });
 }
 
 /// Graphs that cannot be had, or hold memory nodes, are refused, and operations launched one by one.

@@ -15,7 +15,8 @@ use diffnr::repair::{
 };
 use ndarray::Array2;
 
-use crate::carriers::{library, on_each, skipped};
+use crate::carriers::{on_each, skipped};
+use crate::driver::on_the_stand_in;
 use crate::stand_in;
 use crate::values::{assert_close, signed};
 
@@ -151,20 +152,15 @@ impl Launcher for Reachable {
 /// ONNX Runtime finds the slices that were asked for before it, on a carrier that is as late as it may be.
 #[test]
 fn runs_in_place_wait_for_the_carrier() {
-    let test = "repairs on a carrier that is late";
-    if std::env::var_os("DIFFNR_DEVICE").is_some() {
-        return skipped(test, "a GPU's driver is loaded (DIFFNR_DEVICE)");
-    }
-    if let Err(reason) = library() {
-        return skipped(test, &reason);
-    }
-    let mut cpu = CpuCompute::new(1).unwrap();
-    let Some(mut fixer) = loaded(&mut cpu, "repair.onnx") else { return };
-    let expected = repaired(&cpu, &mut fixer).unwrap();
-    let mut late = CudaCompute::new(Box::new(Reachable(stand_in::driver(0, 8 << 20).unwrap())));
-    let mut fixer = loaded(&mut late, "repair.onnx").unwrap();
-    assert!(fixer.in_place());
-    assert!(repaired(&late, &mut fixer).unwrap() == expected);
+    on_the_stand_in("repairs on a carrier that is late", || {
+        let mut cpu = CpuCompute::new(1).unwrap();
+        let Some(mut fixer) = loaded(&mut cpu, "repair.onnx") else { return };
+        let expected = repaired(&cpu, &mut fixer).unwrap();
+        let mut late = CudaCompute::new(Box::new(Reachable(stand_in::driver(0, 8 << 20).unwrap())));
+        let mut fixer = loaded(&mut late, "repair.onnx").unwrap();
+        assert!(fixer.in_place());
+        assert!(repaired(&late, &mut fixer).unwrap() == expected);
+    });
 }
 
 /// Only a GPU with a provider for it shows this: the model runs on the carrier's memory, and no more than its own arithmetic differs.
