@@ -7,7 +7,7 @@
 //!         copies to registered memory           ──▶ read stream; waits for the compute stream, and only the host for it
 //! ```
 //!
-//! After [`Driver::new`] nothing is looked up and nothing is allocated on the heap. It has run on the stand-in for the driver only
+//! After [`Driver::new`] nothing is looked up and nothing is allocated on the heap, but for a graph when it is captured. It has run on the stand-in for the driver only
 //! (`kernels/host/driver.cpp`), on no GPU yet.
 
 #![allow(unsafe_code)] // Calls the driver.
