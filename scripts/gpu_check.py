@@ -89,7 +89,7 @@ def bench(folder: pathlib.Path) -> dict:
         rc = text(file.with_suffix(".rc"))
         if (rc and not found.get("failed")) or not found:
             why = {"": "not at its end", "124": "cut off", "137": "cut off"}.get(rc, f"exit code {rc}")
-            last = text(file.with_suffix(".errors")).splitlines()[-1:]
+            last = [line for line in text(file.with_suffix(".errors")).splitlines() if "gpu-check-parts: line" not in line][-1:]
             whole["failed"].append({"case": case, "error": ": ".join([why] + last)})
     return whole
 
@@ -214,6 +214,10 @@ def table(result: dict) -> str:
             for row in part["rows"]:
                 if "failed" in row or not row["label"].endswith(("-again", "-trace")):
                     reconstruction_line(name, row, line)
+            for what, trace in part["traces"].items():
+                points = [point for point in (trace or {}).get("points", []) if "psnr_db" in point]
+                shown = {round(share * (len(points) - 1)): None for share in [0, 0.25, 0.5, 0.75, 1]} if points else {}
+                line(name, f"{what}: PSNR against seconds", "", "; ".join(f"{points[i]['psnr_db']:.2f} dB at {points[i]['seconds']:.2f} s" for i in shown))
     return "\n".join(lines) + "\n"
 
 

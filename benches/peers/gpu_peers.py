@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Other people's programs on the same GPU and scans as `benches/cuda`, for the part `peers` of scripts/gpu-check.
 
-    gpu_peers.py FILE --scan VIEWS PIXELS VOXELS [--scan ...] [--ours CUDA.json] [--scene SCENE --volume FDK.npy]
+    gpu_peers.py FILE --scan VIEWS PIXELS VOXELS [--scan ...] [--ours CUDA.json] [--scene SCENE --volume FDK.npy] [--astra FOLDER]
 
 Writes rows to FILE. `--ours`: what `benches/cuda --json` measured, whose rows stand beside. `--scene`, `--volume`: a scene folder, and our FDK of it, which that
-of the CuPy kernel is held against. Each peer has a process of its own: one that is not there, fails or hangs is a row.
+of the CuPy kernel is held against. `--astra`: where Python finds it. Each peer has a process of its own: one that is not there, fails or hangs is a row.
 """
 import argparse
 import json
@@ -18,7 +18,7 @@ import time
 
 # Scans of `benches/cuda`: a box of 256 mm, seen wholly.
 SOURCE_TO_ISOCENTRE_MM, SOURCE_TO_DETECTOR_MM, BOX_MM = 1000.0, 1500.0, 256.0
-SECONDS_EACH = 100
+SECONDS_EACH = 50
 
 
 def pitch_mm(pixels: int) -> float:
@@ -242,8 +242,7 @@ def run(options) -> None:
     rows = ours(options.ours) if options.ours else []
     for name in PEERS:
         remark, command = None, [sys.executable, __file__, *sys.argv[1:], "--only", name]
-        # Wheels that were taken along: only where they are wanted, for they hide others of their name.
-        paths = [str(options.wheels)] if options.wheels and name == "ASTRA" else []
+        paths = [str(options.astra)] if options.astra and name == "ASTRA" else []
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths + [os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)}
         try:
             process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=SECONDS_EACH, env=environment)
@@ -264,7 +263,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=pathlib.Path)
     parser.add_argument("--scan", type=int, nargs=3, action="append", required=True, metavar=("VIEWS", "PIXELS", "VOXELS"))
-    for name in ["--ours", "--scene", "--volume", "--wheels"]:
+    for name in ["--ours", "--scene", "--volume", "--astra"]:
         parser.add_argument(name, type=pathlib.Path)
     parser.add_argument("--only", choices=PEERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
