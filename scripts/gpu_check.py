@@ -234,7 +234,8 @@ def bench_lines(part: dict, line) -> None:
     if preview := part.get("preview"):
         what = f"volume of {preview['voxels']}^3 in {preview['place']} after the last of {preview['frames']} frames of {preview['pixels']}^2"
         beside = f"p50; p99 {preview['p99_s']:.3g} of {preview['runs']} runs"
-        line("bench", what, f"{preview['p50_s']:.3g}", beside, f"{preview['frames_per_s']:.0f} frames a second; the same bits as through the host")
+        remark = f"{preview['frames_per_s']:.0f} frames a second; the same bits as through the host"
+        line("bench", what, f"{preview['p50_s']:.3g}", beside, "; ".join(filter(None, [remark, preview["not_shared"]])))
 
 
 def reconstruction_line(name: str, row: dict, line) -> None:

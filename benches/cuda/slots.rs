@@ -18,25 +18,25 @@ pub(crate) struct Slots {
     pub(crate) writer: VolumeWriter<Memory>,
     pub(crate) reader: VolumeReader<Memory>,
     pub(crate) registration: Registration,
-    /// Where they lie, and why not in shared memory.
-    pub(crate) place: String,
+    /// Why they do not lie in shared memory but on the heap.
+    pub(crate) not_shared: Option<String>,
 }
 
 impl Slots {
     /// Slots that are registered with the device at `index`.
     pub(crate) fn new(index: usize, geometry: VolumeGeometry) -> Result<Self, String> {
-        match shared(geometry).and_then(|slots| Self::registered(index, slots, "shared memory".into())) {
+        match shared(geometry).and_then(|slots| Self::registered(index, slots, None)) {
             Ok(slots) => Ok(slots),
-            Err(why) => Self::registered(index, on_heap(geometry)?, format!("the heap, for {why}")),
+            Err(why) => Self::registered(index, on_heap(geometry)?, Some(why)),
         }
     }
 
-    fn registered(index: usize, slots: VolumeSlots<Memory>, place: String) -> Result<Self, String> {
+    fn registered(index: usize, slots: VolumeSlots<Memory>, not_shared: Option<String>) -> Result<Self, String> {
         let memory = Arc::clone(slots.memory());
         let registration = Registration::new(index, Arc::clone(&memory)).map_err(|error| error.to_string())?;
         let again = VolumeSlots::attach(memory).map_err(|error| error.to_string())?;
         let reader = VolumeReader::new(again, std::process::id());
-        Ok(Self { writer: VolumeWriter::attach(slots), reader, registration, place })
+        Ok(Self { writer: VolumeWriter::attach(slots), reader, registration, not_shared })
     }
 }
 
