@@ -140,7 +140,7 @@ pub struct Daemon {
 /// # Errors
 /// [`DaemonError::Compute`] where a GPU was asked for and is not there.
 pub fn device(settings: &Settings) -> Result<(Device, Option<String>), DaemonError> {
-    Ok(Device::choose(settings.compute.device, settings.compute.threads)?)
+    Ok(crate::self_test::choose(settings.compute.device, settings.compute.threads, settings.compute.self_test)?)
 }
 
 /// What the frame path takes of the device: the accumulator, and where the device's memory is not the host's a volume to scale previews into.

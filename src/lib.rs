@@ -23,6 +23,7 @@ pub mod represent;
 pub mod repair;
 pub mod publish;
 
+pub mod self_test;
 pub mod daemon;
 pub mod supervise;
 

@@ -22,7 +22,8 @@ use crate::plan::Plan;
   diffnr doctor --json | jq -e '.checks.provider_tensorrt.state == \"good\"'
 
   \u{2714} is there and works, - could be had (\"for more\" says how), \u{2718} stands in the way of the main job: frames in through shared
-  memory, volumes out. Execution providers are each given a small graph to run; the model is loaded and run on the CPU.
+  memory, volumes out. GPUs are held against the CPU by small reconstructions, execution providers
+  each given a small graph to run; the model is loaded and run on the CPU.
 Exit codes: 0 the main job can be done here, with SliceFixer or without; 3 settings, 5 their geometry; 6 the plan needs more memory than there is;
 7 shared memory cannot be used, or is too small for the plan.")]
 pub(super) struct Arguments {

@@ -25,6 +25,7 @@ use crate::error::exit;
 use crate::formats::Scan;
 use crate::geometry::{Coverage, VolumeGrid};
 use crate::reconstruct::ReconstructError;
+use crate::self_test;
 use trace::Tracer;
 
 const EXAMPLES: &str = "\
@@ -39,7 +40,7 @@ Examples:
 
 FDK refuses a scan that it would reconstruct wrongly (arc below 180 degrees + fan, half-fan on less than a turn ...) with the numbers
 that say why; iterative methods refuse only what makes no sense (detector beside the volume, lengths in pixels ...).
-Exit codes: 0 done, 2 options, 4 input, 5 impossible geometry, 6 too little memory, 8 device not there, 9 output.";
+Exit codes: 0 done, 2 options, 4 input, 5 impossible geometry, 6 too little memory, 8 device not there or failing its self-test, 9 output.";
 
 /// How to reconstruct.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -104,9 +105,12 @@ pub(super) struct Arguments {
     /// Volume to write: .nii or .nii.gz (HU), or .npy (axes and scale of the scene's vol_gt.npy)
     #[arg(short, long, value_name = "FILE", required = true, num_args = 1)]
     output: Vec<PathBuf>,
-    /// Device: auto (the CPU, until the kernels have been verified on a GPU), cpu, cuda, or cuda:N for the GPU with index N
+    /// Device: auto (the first GPU that passes its self-test, else the CPU), cpu, cuda, or cuda:N for the GPU with index N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
+    /// Take a GPU without holding it against the CPU first
+    #[arg(long)]
+    no_self_test: bool,
     /// Threads (0: one for each processor)
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -273,10 +277,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The device that the arguments ask for; `auto` says in a line what it took.
+/// The device that the arguments ask for; a line says what `auto` took and how a GPU's test went.
 fn device(arguments: &Arguments) -> Result<Device, Failure> {
-    let (device, told) =
-        Device::choose(arguments.device, arguments.threads).map_err(|error| Failure::new(exit::DEVICE, &error))?;
+    let (device, told) = self_test::choose(arguments.device, arguments.threads, !arguments.no_self_test)
+        .map_err(|error| Failure::new(exit::DEVICE, &error))?;
     if let Some(told) = told {
         eprintln!("diffnr: {told}");
     }

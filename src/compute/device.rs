@@ -14,8 +14,7 @@ use super::{ComputeError, Operations};
 /// What was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The CPU. It will be the first GPU that the kernels run on, once they have been verified on one (`docs/gpu.md`); until then that is for whoever
-    /// asks for it by name.
+    /// The first GPU that passes the self-test ([`crate::self_test`]); where none does, the CPU.
     Auto,
     /// The CPU.
     Cpu,
@@ -66,39 +65,20 @@ pub enum Device {
 const UPLOADED_LATER: usize = 4 << 20;
 
 impl Device {
-    /// The device asked for; with [`DeviceChoice::Auto`] also a line that says what was taken, and why not a GPU.
+    /// The GPUs that there are, or the one with this index, whether the kernels run on them or not; at least one.
     ///
     /// # Errors
-    /// [`ComputeError::Device`] where a GPU was asked for by name and is not there, or the kernels do not run on it.
-    pub fn choose(choice: DeviceChoice, threads: usize) -> Result<(Self, Option<String>), ComputeError> {
-        let gpus = |index: Option<usize>| -> Result<DeviceFacts, ComputeError> {
-            let present = present()?;
-            let count = present.len();
-            let mut refused = None;
-            for facts in present.into_iter().filter(|facts| index.is_none_or(|index| index == facts.index)) {
-                match facts.supported() {
-                    Ok(()) => return Ok(facts),
-                    Err(error) => refused = refused.or(Some(error)),
-                }
-            }
-            Err(refused.unwrap_or_else(|| ComputeError::Device {
+    /// [`ComputeError::Device`] where there is none.
+    pub fn gpus(index: Option<usize>) -> Result<Vec<DeviceFacts>, ComputeError> {
+        let mut present = present()?;
+        let count = present.len();
+        present.retain(|facts| index.is_none_or(|index| index == facts.index));
+        match index {
+            Some(index) if present.is_empty() => Err(ComputeError::Device {
                 device: "cuda".into(),
-                reason: format!("there is no device {}: there are {count}, counted from 0", index.unwrap_or(0)),
-            }))
-        };
-        match choice {
-            DeviceChoice::Cpu => Ok((Self::Cpu { threads }, None)),
-            DeviceChoice::Cuda(index) => Ok((Self::Cuda(gpus(Some(index))?), None)),
-            DeviceChoice::Auto => {
-                let why = match gpus(None) {
-                    Ok(facts) => format!(
-                        "the kernels have not been verified on a GPU yet; cuda:{} takes {}",
-                        facts.index, facts.name
-                    ),
-                    Err(why) => why.to_string(),
-                };
-                Ok((Self::Cpu { threads }, Some(format!("device auto: running on the CPU ({why})"))))
-            }
+                reason: format!("there is no device {index}: there are {count}, counted from 0"),
+            }),
+            _ => Ok(present),
         }
     }
 
@@ -205,21 +185,6 @@ mod tests {
         for text in ["", "CUDA", "cuda:", "cuda:x", "cuda:-1", "gpu"] {
             assert!(text.parse::<DeviceChoice>().unwrap_err().contains("use auto, cpu, cuda or cuda:N"), "{text}");
         }
-    }
-
-    /// A GPU is nothing that a test may count on, nor its absence; what is said agrees with what is there.
-    #[test]
-    fn what_was_taken_is_told() {
-        let (device, told) = Device::choose(DeviceChoice::Auto, 1).unwrap();
-        let told = told.unwrap();
-        assert!(matches!(device, Device::Cpu { threads: 1 }));
-        match present() {
-            Err(why) => assert!(told.contains(&format!("on the CPU ({why})")), "{told}"),
-            Ok(_) => assert!(told.contains("on the CPU (the kernels") || told.contains("sm_"), "{told}"),
-        }
-        assert!(matches!(Device::choose(DeviceChoice::Cpu, 3).unwrap(), (Device::Cpu { threads: 3 }, None)));
-        // No machine has so many.
-        assert!(Device::choose(DeviceChoice::Cuda(1000), 1).is_err());
     }
 
     #[test]

@@ -134,7 +134,7 @@ section! {
 }
 section! {
     /// `[compute]`.
-    RawCompute { device: String, threads: i64 }
+    RawCompute { device: String, self_test: bool, threads: i64 }
 }
 
 impl RawSettings {

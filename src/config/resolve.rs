@@ -353,5 +353,5 @@ fn compute(raw: &RawSettings) -> Result<ComputeSettings, ConfigError> {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
         threads => threads,
     };
-    Ok(ComputeSettings { device, threads })
+    Ok(ComputeSettings { device, self_test: raw.compute.self_test.unwrap_or(true), threads })
 }

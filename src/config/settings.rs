@@ -146,6 +146,8 @@ pub enum LogFormat {
 pub struct ComputeSettings {
     /// `auto`, `cpu` or `cuda`, as asked for.
     pub device: DeviceChoice,
+    /// Whether a GPU is tested before it is taken ([`crate::self_test`]).
+    pub self_test: bool,
     /// Threads of the pool; never 0.
     pub threads: usize,
 }

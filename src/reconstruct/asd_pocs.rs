@@ -33,7 +33,7 @@ pub enum Epsilon {
     NoiseTimes(f64),
 }
 
-/// What can be chosen. The defaults are those of the table in `docs/classical-methods.md`.
+/// What can be chosen. The defaults are those of the table in `docs/methods.md`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AsdPocsSettings {
     /// The data step; its [`super::StopRules`] are those of the whole.

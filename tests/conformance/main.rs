@@ -26,6 +26,7 @@ mod projectors;
 mod refusals;
 mod repairs;
 mod scans;
+mod self_test;
 mod shared_memory;
 mod slices;
 mod stand_in;

@@ -1,7 +1,7 @@
 //! The daemon on a GPU: its driver is the stand-in of `kernels/host`, on which every kernel really runs.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use super::support::*;
@@ -83,7 +83,7 @@ fn assert_near(given: &ndarray::Array3<f32>, expected: &ndarray::Array3<f32>) {
 
 /// The volume of a scan with gaps, scaled on its way for that, and how the daemon says that it came to its slot.
 fn partial(gantry: &Path, driver: &Path, device: &str, registers: &str) -> (ndarray::Array3<f32>, serde_json::Value) {
-    let room = Room::new(&format!("[compute]\ndevice = \"{device}\""));
+    let room = Room::new(&format!("[compute]\ndevice = \"{device}\"\nself_test = false"));
     let recording = room.recording(false);
     let environment = [("LD_LIBRARY_PATH", driver), ("DIFFNR_STAND_IN_REGISTERS", Path::new(registers))];
     let daemon = room.serve_with(&["--once", "--json"], &environment);
@@ -109,6 +109,49 @@ fn a_device_fills_slots_either_way_with_the_same_bits() {
     let (on_the_cpu, copies) = partial(&gantry, driver, "cpu", "1");
     assert_eq!(copies, "host");
     assert_near(&by_itself, &on_the_cpu);
+}
+
+/// What `auto` takes, and how a GPU that does not compute what the CPU does is refused.
+#[test]
+fn a_gpu_is_taken_once_it_agrees_with_the_cpu() {
+    let Some(driver) = stand_in() else { return };
+    let room = Room::new("");
+    // A device that leaves no kernel out, and one that does.
+    let on = |command: &mut Command, left_out: &str| {
+        run(command.env("LD_LIBRARY_PATH", driver).env("DIFFNR_STAND_IN_LEAVES_OUT", left_out))
+    };
+    let reconstruct = |left_out: &str, arguments: &[&str]| {
+        let (scene, out) = (room.path("scene"), room.path("out.npy"));
+        on(diffnr().arg("reconstruct").arg(scene).args(["--json", "-o"]).arg(out).args(arguments), left_out)
+    };
+    let device = |output: &Output| json(output)["device"].as_str().unwrap().to_string();
+
+    let taken = reconstruct("", &[]);
+    expect_code(&taken, 0);
+    assert!(stderr(&taken).contains("device auto: cuda:0") && stderr(&taken).contains("passed its self-test"));
+    assert!(device(&taken).contains("stand-in"), "{}", device(&taken));
+
+    let left = reconstruct("filter_rows", &[]);
+    expect_code(&left, 0);
+    let told = stderr(&left);
+    assert!(told.contains("device auto: running on the CPU") && told.contains("failed its self-test, FDK"), "{told}");
+    assert!(!device(&left).contains("stand-in"), "{}", device(&left));
+
+    let refused = reconstruct("filter_rows", &["--device", "cuda"]);
+    expect_code(&refused, 8);
+    assert!(stderr(&refused).contains("differs from the CPU's result by"), "{}", stderr(&refused));
+    let at_own_risk = reconstruct("filter_rows", &["--device", "cuda", "--no-self-test"]);
+    expect_code(&at_own_risk, 0);
+    assert!(stderr(&at_own_risk).contains("not tested"), "{}", stderr(&at_own_risk));
+
+    room.settings("[compute]\ndevice = \"cuda\"");
+    let refused = on(diffnr().args(["serve", "--config"]).arg(room.path("gantry.toml")), "filter_rows");
+    expect_code(&refused, 8);
+    assert!(stderr(&refused).contains("failed its self-test, FDK"), "{}", stderr(&refused));
+
+    let doctor = json(&on(diffnr().env("DIFFNR_STAND_IN_DEVICES", "1").args(["doctor", "--json"]), ""));
+    let devices = &doctor["checks"]["cuda_kernels"]["devices"];
+    assert_eq!(devices[0]["self_test"]["agreements"][0]["case"], "FDK", "{devices}");
 }
 
 #[test]

@@ -11,11 +11,13 @@ use super::{Check, Need, State};
 use crate::compute::ComputeError;
 use crate::compute::cpu::{CpuCompute, SimdLevel};
 use crate::compute::cuda::{self, DeviceFacts};
+use crate::compute::device::Device;
 use crate::config::format_bytes;
 use crate::repair::library::{self, Library};
 use crate::repair::{
     Demand, Manifest, Options, Plane, Provider, RepairError, SliceBuffers, SliceFixer, gpu, probe, shipped,
 };
+use crate::self_test::{self, SelfTest};
 
 /// A ring and slots for 256^3 voxels fit well into this.
 const COMFORTABLE_SHARED_BYTES: u64 = 512 << 20;
@@ -118,10 +120,13 @@ fn graphics() -> Check {
 
 /// The devices that the kernels run on.
 fn kernels() -> Check {
-    of_kernels(cuda::present())
+    of_kernels(cuda::present(), |facts| self_test::test(&Device::Cuda(facts.clone())))
 }
 
-fn of_kernels(present: Result<Vec<DeviceFacts>, ComputeError>) -> Check {
+fn of_kernels(
+    present: Result<Vec<DeviceFacts>, ComputeError>,
+    test: impl Fn(&DeviceFacts) -> Result<SelfTest, ComputeError>,
+) -> Check {
     let (key, label) = ("cuda_kernels", "CUDA kernels");
     let devices = match present {
         Ok(devices) => devices,
@@ -130,27 +135,30 @@ fn of_kernels(present: Result<Vec<DeviceFacts>, ComputeError>) -> Check {
                 .facts(json!({"built_in": true, "devices": []}));
         }
     };
-    let facts: Vec<_> = devices
-        .iter()
-        .map(|device| {
-            let [major, minor] = device.capability;
-            json!({
-                "index": device.index,
-                "name": device.name,
-                "capability": format!("{major}.{minor}"),
-                "memory_bytes": device.memory_bytes,
-                "supported": device.supported().is_ok(),
-            })
-        })
-        .collect();
-    let lines: Vec<String> = devices
-        .iter()
-        .map(|device| match device.supported() {
-            Ok(()) => device.to_string(),
+    let (mut facts, mut lines, mut any) = (Vec::new(), Vec::new(), false);
+    for device in &devices {
+        let [major, minor] = device.capability;
+        let mut of_device = json!({
+            "index": device.index,
+            "name": device.name,
+            "capability": format!("{major}.{minor}"),
+            "memory_bytes": device.memory_bytes,
+            "supported": device.supported().is_ok(),
+        });
+        let tested = device.supported().and_then(|()| test(device));
+        if device.supported().is_ok() {
+            of_device["self_test"] = match &tested {
+                Ok(passed) => json!(passed),
+                Err(failed) => json!({"failed": failed.to_string()}),
+            };
+        }
+        facts.push(of_device);
+        lines.push(match &tested {
+            Ok(passed) => format!("{device}: passed the self-test ({passed})"),
             Err(refused) => refused.to_string(),
-        })
-        .collect();
-    let any = devices.iter().any(|device| device.supported().is_ok());
+        });
+        any |= tested.is_ok();
+    }
     Check::new(key, label, if any { State::Good } else { State::Missing }, lines.join("; "))
         .facts(json!({"built_in": true, "devices": facts}))
 }
@@ -338,16 +346,25 @@ mod tests {
             driver_version: 13_000,
         };
         let (old, new) = (device("Old", [7, 5]), device("New", [8, 9]));
-        let check = of_kernels(Ok(vec![old.clone(), new]));
+        let passes = |device: &DeviceFacts| {
+            assert_eq!(device.name, "New", "others are not tested");
+            Ok(SelfTest { agreements: Vec::new(), seconds: 0.25 })
+        };
+        let broken = |reason: &str| ComputeError::Device { device: "cuda".into(), reason: reason.into() };
+        let check = of_kernels(Ok(vec![old.clone(), new.clone()]), passes);
         assert_eq!(check.state, State::Good);
         assert!(
             check.found.contains("Old is sm_75") && check.found.contains("New, sm_89, 24.0 GiB"),
             "{}",
             check.found
         );
-        assert_eq!(check.facts["devices"][1]["capability"], "8.9");
-        assert_eq!(of_kernels(Ok(vec![old])).state, State::Missing);
-        let none = of_kernels(Err(ComputeError::Device { device: "cuda".into(), reason: "install a driver".into() }));
+        let tested = &check.facts["devices"][1];
+        assert_eq!((&tested["capability"], &tested["self_test"]["seconds"]), (&json!("8.9"), &json!(0.25)));
+        assert_eq!(of_kernels(Ok(vec![old]), passes).state, State::Missing);
+        let failed = of_kernels(Ok(vec![new]), |_| Err(broken("failed its self-test, FDK")));
+        assert!(failed.state == State::Missing && failed.found.contains("failed its self-test, FDK"), "{failed:?}");
+        assert!(failed.facts["devices"][0]["self_test"]["failed"].is_string());
+        let none = of_kernels(Err(broken("install a driver")), passes);
         assert!(none.state == State::Missing && none.found.contains("install a driver"), "{none:?}");
     }
 
