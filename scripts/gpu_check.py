@@ -191,8 +191,9 @@ def table(result: dict) -> str:
         line(f"**{name}**", "", f"{part['seconds']:.0f}", "", part["state"] + (f": {last}" if last else ""))
         if name == "self-test":
             for row in part["rows"]:
-                found = row["self_test"] if isinstance(row["self_test"], str) else json.dumps(row["self_test"])
-                line(name, row["device"] or "?", "", "", found if row["self_test"] is not None else "this program has none")
+                found = row["self_test"] or {"failed": "not tested"}
+                apart = "; ".join(f"{each['case']} {each['apart']:.0e} of {each['limit']:.0e}" for each in found.get("agreements", []))
+                line(name, row["device"] or "?", figure(found.get("seconds"), ".2f"), apart and f"apart from the CPU: {apart}", found.get("failed", ""))
         elif name == "conformance":
             outcomes = list(part["tests"].values())
             failed = [test for test, outcome in part["tests"].items() if outcome == "FAILED"]
