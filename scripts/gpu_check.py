@@ -81,7 +81,7 @@ def bench(folder: pathlib.Path) -> dict:
     whole: dict = {"rows": [], "iterations": [], "failed": []}
     for file in sorted(folder.glob("*.case")):
         case, found = text(file), load(file.with_suffix(".json")) or {}
-        whole.setdefault("machine", found.get("machine"))
+        whole["machine"] = whole.get("machine") or found.get("machine")
         for key in ["rows", "iterations", "failed"]:
             whole[key] += found.get(key) or []
         if found.get("preview"):
@@ -103,14 +103,19 @@ def self_test(doctor: dict) -> list[dict]:
 def sanitized(folder: pathlib.Path) -> list[dict]:
     """The modules in the order in which they were run, and those that were not reached."""
     rows = []
+    outcomes = {"0": "clean", "99": "errors", "124": "cut off", "137": "cut off"}
     for module in text(folder / "modules").split():
-        log, rc = text(folder / f"{module}.log"), text(folder / f"{module}.rc")
+        log, rc, tests = text(folder / f"{module}.log"), text(folder / f"{module}.rc"), text(folder / f"{module}.tests")
+        if rc:
+            outcome = outcomes.get(rc, f"exit code {rc}")
+        else:
+            outcome = "not at its end" if (folder / f"{module}.tests").exists() else "not reached"
         errors = re.findall(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard", log)
-        outcomes = {"": "not at its end" if (folder / f"{module}.tests").exists() else "not reached", "0": "clean", "99": "errors", "124": "cut off", "137": "cut off"}
-        tests = len(re.findall(r"^test \S+ \.\.\. (?:ok|FAILED)", text(folder / f"{module}.tests"), re.MULTILINE))
-        # What the tool said last, where it is neither clean nor its own errors.
-        last = "" if rc in ("", "0", "99", "124", "137") else "; ".join((text(folder / f"{module}.tests") + "\n" + log).splitlines()[-3:])
-        rows.append({"module": module, "outcome": outcomes.get(rc, f"exit code {rc}"), "tests": tests, "errors": sum(int(a or b) for a, b in errors), "last_lines": last})
+        row = {"module": module, "outcome": outcome, "errors": sum(int(a or b) for a, b in errors)}
+        row["tests"] = len(re.findall(r"^test \S+ \.\.\. (?:ok|FAILED)", tests, re.MULTILINE))
+        # What was said last, where it is neither clean nor the tool's own errors.
+        row["last_lines"] = f"{tests}\n{log}".splitlines()[-3:] if rc and rc not in outcomes else []
+        rows.append(row)
     return rows
 
 
@@ -192,8 +197,9 @@ def table(result: dict) -> str:
         if name == "self-test":
             for row in part["rows"]:
                 found = row["self_test"] or {"failed": "not tested"}
-                apart = "; ".join(f"{each['case']} {each['apart']:.0e} of {each['limit']:.0e}" for each in found.get("agreements", []))
-                line(name, row["device"] or "?", figure(found.get("seconds"), ".2f"), apart and f"apart from the CPU: {apart}", found.get("failed", ""))
+                apart = [f"{each['case']} {each['apart']:.0e} of {each['limit']:.0e}" for each in found.get("agreements", [])]
+                beside = "apart from the CPU: " + "; ".join(apart) if apart else ""
+                line(name, row["device"] or "?", figure(found.get("seconds"), ".2f"), beside, found.get("failed", ""))
         elif name == "conformance":
             outcomes = list(part["tests"].values())
             failed = [test for test, outcome in part["tests"].items() if outcome == "FAILED"]
@@ -210,15 +216,18 @@ def table(result: dict) -> str:
                 line(name, row["what"], figure(row.get("seconds"), ".3g"), row.get("beside", ""), row.get("remark", ""))
         elif name.endswith("check"):
             for row in part["rows"]:
-                line(name, row["module"], "", row["outcome"], f"{row['errors']} errors in {row['tests']} tests" + (f"; {row['last_lines']}" if row["last_lines"] else ""))
+                found = f"{row['errors']} errors in {row['tests']} tests"
+                line(name, row["module"], "", row["outcome"], "; ".join([found, *row["last_lines"]]))
         else:
             for row in part["rows"]:
                 if "failed" in row or not row["label"].endswith(("-again", "-trace")):
                     reconstruction_line(name, row, line)
             for what, trace in part["traces"].items():
                 points = [point for point in (trace or {}).get("points", []) if "psnr_db" in point]
-                shown = {round(share * (len(points) - 1)): None for share in [0, 0.25, 0.5, 0.75, 1]} if points else {}
-                line(name, f"{what}: PSNR against seconds", "", "; ".join(f"{points[i]['psnr_db']:.2f} dB at {points[i]['seconds']:.2f} s" for i in shown))
+                # The first, the last, and some between.
+                shown = sorted({round(share * (len(points) - 1)) for share in [0, 0.25, 0.5, 0.75, 1]}) if points else []
+                beside = [f"{points[at]['psnr_db']:.2f} dB at {points[at]['seconds']:.2f} s" for at in shown]
+                line(name, f"{what}: PSNR against seconds", "", "; ".join(beside))
     return "\n".join(lines) + "\n"
 
 

@@ -156,7 +156,8 @@ def cupy(options) -> None:
         turns = library.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
         lengths = [np.float32(mm) for mm in [voxel_mm, pitch, to_isocentre, to_detector]]
         grid, block = ((n + 31) // 32, (n + 7) // 8, n), (32, 8, 1)
-        return lambda: kernel(grid, block, (projections, turns, volume, np.int32(views), np.int32(pixels), np.int32(n), *lengths))
+        counts = [np.int32(count) for count in [views, pixels, n]]
+        return lambda: kernel(grid, block, (projections, turns, volume, *counts, *lengths))
 
     remark = "weights and filter not counted"
     if options.scene and options.volume and options.volume.exists():
@@ -199,7 +200,8 @@ def arrays(name: str, zeros, copy, through_spectrum, wait, of: tuple[int, int]) 
     length = 2 * pixels
     rows = zeros((views * pixels, length))
     seconds = median(lambda: through_spectrum(rows), wait)
-    say(f"{name}: {views * pixels} rows of {length} to their spectrum, times a response, and back", seconds, remark="beside filter_rows, which pads and cuts rows too")
+    what = f"{name}: {views * pixels} rows of {length} to their spectrum, times a response, and back"
+    say(what, seconds, remark="beside filter_rows, which pads and cuts rows too")
 
 
 def pytorch(options) -> None:
@@ -230,7 +232,9 @@ def ours(file: pathlib.Path) -> list[dict]:
     except (OSError, ValueError, KeyError):
         return [{"what": "ours", "remark": "not measured"}]
     back = [row for row in rows if row["operation"] == "back_project_fdk"]
-    found = [{"what": f"ours: back_project_fdk {row['sizes']}", "seconds": row["seconds"], "beside": f"{row['gups']:.1f} GUPS"} for row in back]
+    found = [
+        {"what": f"ours: back_project_fdk {row['sizes']}", "seconds": row["seconds"], "beside": f"{row['gups']:.1f} GUPS"} for row in back
+    ]
     whole = [row for row in rows if row["case"] == "fdk"]
     if len(whole) == 3:
         seconds = sum(row["seconds"] for row in whole)
@@ -245,13 +249,14 @@ def run(options) -> None:
         paths = [str(options.astra)] if options.astra and name == "ASTRA" else []
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths + [os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)}
         try:
-            process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=SECONDS_EACH, env=environment)
+            process = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_EACH, env=environment)
             printed, last = process.stdout, process.stderr.strip().splitlines()[-1:]
             if process.returncode:
                 lacking = last and last[0].startswith(("ImportError", "ModuleNotFoundError"))
                 remark = ("lacks: " if lacking else f"failed (exit code {process.returncode}): ") + "".join(last)
         except subprocess.TimeoutExpired as late:
-            printed, remark = (late.stdout or b"").decode(), f"cut off after {SECONDS_EACH} s"
+            # Bytes, whatever was asked for.
+            printed, remark = bytes(late.stdout or b"").decode(), f"cut off after {SECONDS_EACH} s"
         rows += [json.loads(line) for line in printed.splitlines() if line.startswith('{"what"')]
         if remark:
             rows.append({"what": name, "remark": remark})
