@@ -114,24 +114,45 @@ std::enable_if_t<std::is_integral_v<T>, T> atomicCAS(T* at, std::common_type_t<T
     return old;
 }
 
-// Arithmetic: rounded once, as on the device. The library is compiled without contraction of products and sums.
+// Arithmetic. The library is compiled without contraction of products and sums, each rounded once; or, with EXECUTOR_LIKE_NVCC and
+// -ffp-contract=fast, with the compiler joining them where it likes, as nvcc does, but for those that are written as rounded, and with functions
+// that are good to 2 units in the last place on the device one such unit off.
+template <class T>
+inline T rounded(T value) {
+#ifdef EXECUTOR_LIKE_NVCC
+    volatile T stored = value;
+    return stored;
+#else
+    return value;
+#endif
+}
+inline float approximate(float value) {
+#ifdef EXECUTOR_LIKE_NVCC
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    // Up or down, as chance has it, but always the same; not beyond what is finite and normal.
+    uint32_t exponent = bits >> 23 & 255;
+    if (exponent > 0 && exponent < 254) bits += (bits * 2654435761u) >> 31 ? 1u : -1u;
+    memcpy(&value, &bits, sizeof value);
+#endif
+    return value;
+}
 template <class T>
 T __ldg(const T* at) {
     return *at;
 }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline double __dmul_rn(double a, double b) { return a * b; }
-inline double __dadd_rn(double a, double b) { return a + b; }
-inline double __ddiv_rn(double a, double b) { return a / b; }
-inline double __dsqrt_rn(double a) { return std::sqrt(a); }
-// Good to 2 units in the last place on the device.
-inline float __fdividef(float a, float b) { return a / b; }
+inline float __fmul_rn(float a, float b) { return rounded(a * b); }
+inline float __fadd_rn(float a, float b) { return rounded(a + b); }
+inline float __fdiv_rn(float a, float b) { return rounded(a / b); }
+inline double __dmul_rn(double a, double b) { return rounded(a * b); }
+inline double __dadd_rn(double a, double b) { return rounded(a + b); }
+inline double __ddiv_rn(double a, double b) { return rounded(a / b); }
+inline double __dsqrt_rn(double a) { return rounded(std::sqrt(a)); }
+inline float __fdividef(float a, float b) { return approximate(a / b); }
 inline float __saturatef(float a) { return a > 0.0f ? min(a, 1.0f) : 0.0f; }
 inline float __frcp_rn(float a) { return 1.0f / a; }
 inline float __fsqrt_rn(float a) { return sqrtf(a); }
-inline float rsqrtf(float a) { return 1.0f / sqrtf(a); }
+inline float rsqrtf(float a) { return approximate(1.0f / sqrtf(a)); }
 inline int __float_as_int(float a) {
     int bits;
     memcpy(&bits, &a, sizeof bits);
@@ -146,9 +167,17 @@ inline int __float2int_rd(float a) { return int(floorf(a)); }
 inline void sincospif(float x, float* sine, float* cosine) {
     // The whole turns go first, exactly, as on the device.
     double angle = M_PI * std::remainder(double(x), 2.0);
-    *sine = float(std::sin(angle));
-    *cosine = float(std::cos(angle));
+    *sine = approximate(float(std::sin(angle)));
+    *cosine = approximate(float(std::cos(angle)));
 }
+#ifdef EXECUTOR_LIKE_NVCC
+inline float approximate_expf(float x) { return approximate(expf(x)); }
+inline float approximate_exp2f(float x) { return approximate(exp2f(x)); }
+inline float approximate_log1pf(float x) { return approximate(log1pf(x)); }
+#define expf approximate_expf
+#define exp2f approximate_exp2f
+#define log1pf approximate_log1pf
+#endif
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
