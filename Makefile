@@ -173,4 +173,4 @@ fuzz:
 clean:
 	$(CARGO) clean
 	$(MAKE) -C firmware-bridge clean
-	rm -rf demo .venv .onnxruntime .venv-peers .venv-methods .venv-engines .venv-nvcc
+	rm -rf demo .venv .onnxruntime wheels .venv-peers .venv-methods .venv-engines .venv-nvcc

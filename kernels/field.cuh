@@ -314,8 +314,9 @@ struct Network {
         add_layer(hidden, top, 1, sums);
         __syncthreads();
         const float* last = (field.staged ? weights<true>() : weights<false>()) + field.layer(hidden);
+        float* top_units = units(hidden) + point;
         for (int o = part; o < width; o += parts) {
-            float& unit = units(hidden)[o * stride + point];
+            float& unit = top_units[o * stride];
             unit = by_logit * last[o] * slope(unit);
         }
         for (int index = hidden - 1; index >= 0; index--) {

@@ -7,8 +7,8 @@
 // nothing.
 // Launch: as field_project; how many blocks hangs on the sizes alone, and each sums its rays in their order.
 // Floor: as field_project, and 48 integer additions a sample of 8 bytes each in the second-level cache, up to a sector each: 4096 rays of 384 samples are
-// 75e6 of them, 2.4 GB, 0.5 ms at 5 TB/s. Operations: 700 of the values, 730 for gradients by weights and units, 230 a level for additions:
-// 2100 a sample, 0.1 ms at 33e12 a second.
+// 75e6 of them, 2.4 GB, 0.5 ms at 5 TB/s. Instructions: 1300 of the values, 1700 for gradients by weights and units, 270 a level for additions:
+// 3800 a sample, 0.2 ms at 33e12 a second.
 // Order: as field_voxelise_backward.
 #include "field_gradients.cuh"
 #include "field_rays.cuh"

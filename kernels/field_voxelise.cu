@@ -8,8 +8,9 @@
 // neighbours along z.
 // Floor at 256^3 with 3 levels of 2 features, finest cell a voxel, and 16 units: tables (154 MB) and volume (67 MB) once, 0.05 ms at
 // 4.3 TB/s. A voxel and level reads 1.2 to 4.3 numbers of each feature from the caches, 16 in all (64 bytes): 1.1 GB, 0.03 ms from
-// the first level's. Operations: some 130 a level (of which 34 nodes of a line instead of 32 cost 45), 220 of the network (112 products and
-// sums, 30 reads of four weights from shared memory), 80 for the place: 700 a voxel, 1.2e10, 0.36 ms at 33e12 a second, which is the floor.
+// the first level's. Instructions, counted on the way through what nvcc makes for sm_90: 220 a level (270 where a line has 34 nodes instead of 32), 350 of the
+// network (112 products and sums, 30 reads of four weights from shared memory), 270 for the place and the value: 1300 a voxel, 2.2e10, 0.66 ms at
+// 33e12 a second, which is the floor.
 // Jitter adds 400 a warp, 0.2 ms. The place is worked out in float64 (some 25 operations): cheap here, but the dearest part on GeForce, which has a
 // 64th of float32's rate.
 // Order: a voxel hangs on nothing but its own point.

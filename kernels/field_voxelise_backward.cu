@@ -11,8 +11,8 @@
 // a fixed order. A line then goes to its four columns of nodes by integer additions in the second-level cache.
 // Floor at 256^3 as in field_voxelise: tables and by_volume once, sums (308 MB) set to 0, added to and read: 1.1 GB, 0.26 ms at 4.3 TB/s. Additions: 472
 // for 32 voxels (8 for each number that lines hold), in 144 sectors: 2.4 GB through the second-level cache, 0.5 ms at 5 TB/s.
-// Operations of a warp: 700 of the values, 730 for gradients by weights and units, 300 a level for lines and additions: 2400, 4e10 in all,
-// 1.2 ms at 33e12 a second, which is the floor.
+// Instructions, counted as there: 1400 of the values, 1700 for gradients by weights and units, 410 a level for lines and additions (640 where a line has 34
+// nodes): 4600 a voxel, 7.7e10 in all, 2.3 ms at 33e12 a second, which is the floor.
 // Order: integer sums hang on none; a block's float32 sums go batch by batch, weight by weight one thread's.
 #include "field_gradients.cuh"
 #include "field_rows.cuh"

@@ -11,7 +11,7 @@
 // gaussian_project a block of 128 threads for a tile of 16 x 16 pixels, of which a warp has 8 x 8 and a thread two of a row, in registers.
 // A batch of 128 Gaussians goes through shared memory; who stages one also tests which of the 4 warps it touches.
 // Floor, a view of 512^2 pixels and 50,000 Gaussians of sigma 3 pixels (396 pixels within the cut-off, 4 tiles, some 10 warps of 64
-// pixels): a visit takes 20 instructions and 17 a pixel of each thread's two: 54, 5e5 visits of 32 threads: 9e8, 0.03 ms at 33e12 a
+// pixels): a visit takes 68 instructions, 22 for each of a thread's two pixels: 5e5 visits of 32 threads: 1.1e9, 0.03 ms at 33e12 a
 // second; two operations of the special units a pixel take 16 clocks a warp, as long as the others. see_gaussians: 124 bytes (1.5 us) and
 // 600 float64 operations a Gaussian (2 us at 17e12 a second). A view takes 21 launches in a row, some 0.05 ms: with few Gaussians they
 // are the floor.

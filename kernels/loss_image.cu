@@ -9,7 +9,7 @@
 // Launch: compare_images in blocks of 256 threads, 4096 pixels a block; add_image_similarity as loss_window.cuh: grid (views, column tiles, bands of
 // rows), 160 threads.
 // Floor: 12 bytes a pixel (16 with weights), and 16 more for the similarity: at 512 x 512 pixels a view 1.7 us at 4.3 TB/s, less than the launches
-// themselves. Operations: 12 a pixel, and 290 a thread and row of the similarity (1.3 threads a pixel): 3 us a view at 33e12 a second.
+// themselves. Operations: 12 a pixel, and 370 a thread and row of the similarity (1.3 threads a pixel): 4 us a view at 33e12 a second.
 // Order: a thread sums its 16 pixels in float32, the block its threads in float64: the sizes alone settle it.
 #include "loss_window.cuh"
 

@@ -1,18 +1,15 @@
 #!/usr/bin/env python3
-"""What scripts/gpu-check leaves, as one JSON and one table; and figures of other people's programs on the same GPU.
+"""What scripts/gpu-check leaves, of parts that are at their end or not yet, as one JSON and one table.
 
-    gpu_check.py report WORK OUT --seconds S [--stand-in]
-    gpu_check.py peers FILE --views N --pixels N --voxels N
+    gpu_check.py WORK OUT --seconds S [--stand-in]
 """
 import argparse
 import json
+import os
 import pathlib
 import re
-import statistics
-import sys
-import time
 
-PARTS = ["conformance", "bench", "reconstruct", "r2", "slice-fixer", "ct", "peers", "memcheck", "racecheck"]
+PARTS = ["self-test", "conformance", "bench", "reconstruct", "r2", "racecheck", "memcheck", "ct", "peers", "slice-fixer"]
 
 
 def text(path: pathlib.Path) -> str:
@@ -25,6 +22,13 @@ def load(path: pathlib.Path):
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def replace(path: pathlib.Path, content: str) -> None:
+    """Writes a file that is whole at any time."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(content)
+    os.replace(new, path)
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------------------------------------
@@ -44,6 +48,8 @@ def conformance(log: str) -> dict:
         "differences": nearest,
         "announced": sum(map(int, announced)) if announced else None,
         "skipped": re.findall(r"^SKIPPED: (.*)$", log, re.MULTILINE),
+        # Those that ended otherwise than tests do: 101 is a test that failed.
+        "broken": [f"{module}: exit code {rc}" for module, rc in re.findall(r"^module (\S+): exit code (\d+)$", log, re.MULTILINE) if rc != "101"],
         "panics": re.findall(r"^thread '([^']+)'.* panicked at [^\n]*\n([^\n]*)", log, re.MULTILINE),
     }
 
@@ -70,14 +76,46 @@ def reconstructions(folder: pathlib.Path) -> list[dict]:
     return rows
 
 
+def bench(folder: pathlib.Path) -> dict:
+    """The reports of the cases' processes as one. A process that failed, or found nothing, is named."""
+    whole: dict = {"rows": [], "iterations": [], "failed": []}
+    for file in sorted(folder.glob("*.case")):
+        case, found = text(file), load(file.with_suffix(".json")) or {}
+        whole["machine"] = whole.get("machine") or found.get("machine")
+        for key in ["rows", "iterations", "failed"]:
+            whole[key] += found.get(key) or []
+        if found.get("preview"):
+            whole["preview"] = found["preview"]
+        rc = text(file.with_suffix(".rc"))
+        if (rc and not found.get("failed")) or not found:
+            why = {"": "not at its end", "124": "cut off", "137": "cut off"}.get(rc, f"exit code {rc}")
+            last = [line for line in text(file.with_suffix(".errors")).splitlines() if "gpu-check-parts: line" not in line][-1:]
+            whole["failed"].append({"case": case, "error": ": ".join([why] + last)})
+    return whole
+
+
+def self_test(doctor: dict) -> list[dict]:
+    """Every GPU against the CPU, as `diffnr doctor` has it."""
+    devices = ((doctor.get("checks") or {}).get("cuda_kernels") or {}).get("devices") or []
+    return [{"device": device.get("name"), "self_test": device.get("self_test")} for device in devices]
+
+
 def sanitized(folder: pathlib.Path) -> list[dict]:
+    """The modules in the order in which they were run, and those that were not reached."""
     rows = []
-    for path in sorted(folder.glob("*.rc")):
-        log, rc = text(path.with_suffix(".log")), int(text(path))
+    outcomes = {"0": "clean", "99": "errors", "124": "cut off", "137": "cut off"}
+    for module in text(folder / "modules").split():
+        log, rc, tests = text(folder / f"{module}.log"), text(folder / f"{module}.rc"), text(folder / f"{module}.tests")
+        if rc:
+            outcome = outcomes.get(rc, f"exit code {rc}")
+        else:
+            outcome = "not at its end" if (folder / f"{module}.tests").exists() else "not reached"
         errors = re.findall(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard", log)
-        outcome = {0: "clean", 99: "errors", 124: "cut off", 137: "cut off"}.get(rc, f"exit code {rc}")
-        tests = len(re.findall(r"^test \S+ \.\.\. ", text(path.with_suffix(".tests")), re.MULTILINE))
-        rows.append({"module": path.stem, "outcome": outcome, "tests": tests, "errors": sum(int(a or b) for a, b in errors)})
+        row = {"module": module, "outcome": outcome, "errors": sum(int(a or b) for a, b in errors)}
+        row["tests"] = len(re.findall(r"^test \S+ \.\.\. (?:ok|FAILED)", tests, re.MULTILINE))
+        # What was said last, where it is neither clean nor the tool's own errors.
+        row["last_lines"] = f"{tests}\n{log}".splitlines()[-3:] if rc and rc not in outcomes else []
+        rows.append(row)
     return rows
 
 
@@ -85,14 +123,16 @@ def sanitized(folder: pathlib.Path) -> list[dict]:
 
 
 def report(work: pathlib.Path, out: pathlib.Path, seconds: float, stand_in: bool) -> None:
-    date, commit, smi = (text(work / "machine").splitlines() + ["", "", ""])[:3]
+    machine = dict(line.split(": ", 1) for line in text(work / "machine").splitlines() if ": " in line)
     doctor = load(work / "doctor.json") or {}
     result = {
         "measured_on": "stand-in: nothing here is a figure of a GPU" if stand_in else "GPU",
         "stand_in": stand_in,
-        "date": date,
-        "commit": commit,
-        "nvidia_smi": smi or None,
+        "date": machine.pop("date", "?"),
+        "commit": machine.pop("commit", "?"),
+        "nvidia_smi": machine.pop("nvidia_smi", None),
+        "machine": machine,
+        "too_old": text(work / "too-old") or None,
         "cuda_kernels": doctor.get("checks", {}).get("cuda_kernels"),
         "seconds": seconds,
         "parts": {},
@@ -103,10 +143,12 @@ def report(work: pathlib.Path, out: pathlib.Path, seconds: float, stand_in: bool
             continue
         part = {"state": state, "seconds": float(text(work / f"{name}.seconds") or 0)}
         log = text(work / f"{name}.log")
-        if name == "conformance":
+        if name == "self-test":
+            part["rows"] = self_test(doctor)
+        elif name == "conformance":
             part |= conformance(log)
         elif name == "bench":
-            part |= load(work / "bench" / "cuda.json") or {}
+            part |= bench(work / "bench")
         elif name == "peers":
             part["rows"] = load(work / "peers.json") or []
         elif name.endswith("check"):
@@ -117,8 +159,8 @@ def report(work: pathlib.Path, out: pathlib.Path, seconds: float, stand_in: bool
         if state.startswith("failed") and not part.get("rows"):
             part["last_lines"] = log.splitlines()[-5:]
         result["parts"][name] = part
-    out.joinpath("gpu-check.json").write_text(json.dumps(result, indent=1) + "\n")
-    out.joinpath("gpu-check.md").write_text(table(result))
+    replace(out / "gpu-check.json", json.dumps(result, indent=1) + "\n")
+    replace(out / "gpu-check.md", table(result))
 
 
 def figure(value, form: str) -> str:
@@ -126,10 +168,13 @@ def figure(value, form: str) -> str:
 
 
 def table(result: dict) -> str:
-    machine = result["parts"].get("bench", {}).get("machine", {})
+    machine = result["parts"].get("bench", {}).get("machine") or {}
     devices = (result["cuda_kernels"] or {}).get("devices") or [{}]
     device = machine.get("description") or result["nvidia_smi"] or devices[0].get("name") or "no device found"
     lines = [f"# GPU check, {result['date']}, commit {result['commit']}", "", f"{device}; nvidia-smi: {result['nvidia_smi'] or 'not there'}."]
+    lines += ["; ".join(f"{name.replace('_', ' ')} {value}" for name, value in result["machine"].items()) + f"; all in {result['seconds']:.0f} s."]
+    if result["too_old"]:
+        lines += ["", f"**Nothing ran: {result['too_old']}.**"]
     if machine:
         cores = "multiprocessors and clock not told"
         if machine["multiprocessors"]:
@@ -149,12 +194,18 @@ def table(result: dict) -> str:
     for name, part in result["parts"].items():
         last = "; ".join(part.get("last_lines", []))
         line(f"**{name}**", "", f"{part['seconds']:.0f}", "", part["state"] + (f": {last}" if last else ""))
-        if name == "conformance":
+        if name == "self-test":
+            for row in part["rows"]:
+                found = row["self_test"] or {"failed": "not tested"}
+                apart = [f"{each['case']} {each['apart']:.0e} of {each['limit']:.0e}" for each in found.get("agreements", [])]
+                beside = "apart from the CPU: " + "; ".join(apart) if apart else ""
+                line(name, row["device"] or "?", figure(found.get("seconds"), ".2f"), beside, found.get("failed", ""))
+        elif name == "conformance":
             outcomes = list(part["tests"].values())
             failed = [test for test, outcome in part["tests"].items() if outcome == "FAILED"]
             beside = f"{outcomes.count('ok')} ok, {len(failed)} failed of {part['announced']}"
             skipped = f"{len(part['skipped'])} say SKIPPED" if part["skipped"] else ""
-            line(name, "tests", "", beside, "; ".join(failed + ([skipped] if skipped else [])))
+            line(name, "tests", "", beside, "; ".join(part["broken"] + failed + ([skipped] if skipped else [])))
             shares = sorted(part["differences"].items(), key=lambda item: item[1][0] / item[1][1], reverse=True)
             for what, (given, tolerance) in shares[:10]:
                 line(name, f"nearest to its tolerance: {what}", "", f"{given:.1e} of {tolerance:.0e}")
@@ -165,11 +216,18 @@ def table(result: dict) -> str:
                 line(name, row["what"], figure(row.get("seconds"), ".3g"), row.get("beside", ""), row.get("remark", ""))
         elif name.endswith("check"):
             for row in part["rows"]:
-                line(name, row["module"], "", row["outcome"], f"{row['errors']} errors in {row['tests']} tests")
+                found = f"{row['errors']} errors in {row['tests']} tests"
+                line(name, row["module"], "", row["outcome"], "; ".join([found, *row["last_lines"]]))
         else:
             for row in part["rows"]:
                 if "failed" in row or not row["label"].endswith(("-again", "-trace")):
                     reconstruction_line(name, row, line)
+            for what, trace in part["traces"].items():
+                points = [point for point in (trace or {}).get("points", []) if "psnr_db" in point]
+                # The first, the last, and some between.
+                shown = sorted({round(share * (len(points) - 1)) for share in [0, 0.25, 0.5, 0.75, 1]}) if points else []
+                beside = [f"{points[at]['psnr_db']:.2f} dB at {points[at]['seconds']:.2f} s" for at in shown]
+                line(name, f"{what}: PSNR against seconds", "", "; ".join(beside))
     return "\n".join(lines) + "\n"
 
 
@@ -184,14 +242,15 @@ def bench_lines(part: dict, line) -> None:
         beside = f"as one; {row['singly_s']:.3g} as {row['steps']} steps" + (f"; {row['graphs_refused']}" if row["graphs_refused"] else "")
         line("bench", what, f"{row['as_one_s']:.3g}", beside, f"{row['replayed']} replayed")
     if preview := part.get("preview"):
-        what = f"volume of {preview['voxels']}^3 in shared memory after the last of {preview['frames']} frames of {preview['pixels']}^2"
+        what = f"volume of {preview['voxels']}^3 in {preview['place']} after the last of {preview['frames']} frames of {preview['pixels']}^2"
         beside = f"p50; p99 {preview['p99_s']:.3g} of {preview['runs']} runs"
-        line("bench", what, f"{preview['p50_s']:.3g}", beside, f"{preview['frames_per_s']:.0f} frames a second")
+        remark = f"{preview['frames_per_s']:.0f} frames a second; the same bits as through the host"
+        line("bench", what, f"{preview['p50_s']:.3g}", beside, "; ".join(filter(None, [remark, preview["not_shared"]])))
 
 
 def reconstruction_line(name: str, row: dict, line) -> None:
     if "failed" in row:
-        line(name, row["label"], "", "", f"failed: {row['failed']}")
+        line(name, row["label"], "", "", row["failed"] if row["failed"].startswith("lacks") else f"failed: {row['failed']}")
         return
     beside = f"PSNR {figure(row['psnr_db'], '.2f')} dB, SSIM {figure(row['ssim'], '.4f')}"
     remarks = [f"{row['iterations']} iterations"] if row.get("iterations") else []
@@ -203,115 +262,14 @@ def reconstruction_line(name: str, row: dict, line) -> None:
     line(name, row["label"], f"{row['seconds']['reconstruct']:.3g}", beside, "; ".join(remarks))
 
 
-# ---- peers -----------------------------------------------------------------------------------------------------------------------------------------
-
-
-def peers(file: pathlib.Path, views: int, pixels: int, voxels: int) -> None:
-    rows = []
-    for what, measure in [("ASTRA", astra), ("PyTorch", pytorch), ("CuPy", cupy)]:
-        try:
-            rows += measure(views, pixels, voxels)
-        except ImportError as error:
-            rows.append({"what": what, "remark": f"lacks: {error}"})
-        except Exception as error:  # A peer that fails is a row, not the end.
-            rows.append({"what": what, "remark": f"failed: {type(error).__name__}: {error}"})
-        file.write_text(json.dumps(rows, indent=1) + "\n")
-    print(file.read_text())
-
-
-def median(work, wait, rounds: int = 5) -> float:
-    """Seconds of one call, a warm-up before."""
-    work(), wait()
-    seconds = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        work(), wait()
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds)
-
-
-def astra(views: int, pixels: int, voxels: int) -> list[dict]:
-    """FDK of the same scan as the bench's: data on the host, so that copies both ways are counted in."""
-    import astra as library
-    import numpy as np
-
-    if not library.use_cuda():
-        return [{"what": "ASTRA", "remark": "lacks: it sees no GPU"}]
-    pitch, box = 1.5 * 256 * 1.2 / pixels, 128.0
-    angles = np.linspace(0, 2 * np.pi, views, endpoint=False)
-    scan = library.create_proj_geom("cone", pitch, pitch, pixels, pixels, angles, 1000.0, 500.0)
-    grid = library.create_vol_geom(voxels, voxels, voxels, -box, box, -box, box, -box, box)
-    data = library.data3d.create("-proj3d", scan, np.ones((pixels, views, pixels), np.float32))
-    volume = library.data3d.create("-vol", grid)
-    settings = library.astra_dict("FDK_CUDA") | {"ProjectionDataId": data, "ReconstructionDataId": volume}
-    fdk = library.algorithm.create(settings)
-    seconds = median(lambda: library.algorithm.run(fdk), lambda: None)
-    what = f"ASTRA {library.__version__}: FDK_CUDA {voxels}^3 from {views} views of {pixels}^2, from the host and back"
-    return [{"what": what, "seconds": seconds, "beside": f"{voxels**3 * views / seconds / 1e9:.1f} GUPS"}]
-
-
-def array_rows(name: str, zeros, copy, filtered, wait, views: int, pixels: int) -> list[dict]:
-    """A copy on the device, and rows to their spectrum and back."""
-    values = 1 << 28
-    first, second = zeros(values), zeros(values)
-    seconds = median(lambda: copy(second, first), wait)
-    bandwidth = {"what": f"{name}: copy of 1 GiB on the device", "seconds": seconds, "beside": f"{8 * values / seconds / 1e12:.3f} TB/s"}
-    del first, second
-    length = 2 * pixels
-    rows = zeros((views * pixels, length))
-    seconds = median(lambda: filtered(rows), wait)
-    what = f"{name}: {views * pixels} rows of {length} to their spectrum, times a response, and back"
-    return [bandwidth, {"what": what, "seconds": seconds, "remark": "beside filter_rows, which pads and cuts rows too"}]
-
-
-def pytorch(views: int, pixels: int, voxels: int) -> list[dict]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return [{"what": "PyTorch", "remark": f"lacks: {torch.__version__} sees no GPU"}]
-    response = torch.ones(pixels + 1, device="cuda")
-    return array_rows(
-        f"PyTorch {torch.__version__}",
-        lambda shape: torch.zeros(shape, device="cuda"),
-        lambda to, of: to.copy_(of),
-        lambda rows: torch.fft.irfft(torch.fft.rfft(rows) * response),
-        torch.cuda.synchronize,
-        views,
-        pixels,
-    )
-
-
-def cupy(views: int, pixels: int, voxels: int) -> list[dict]:
-    import cupy as library
-
-    response = library.ones(pixels + 1, library.float32)
-    return array_rows(
-        f"CuPy {library.__version__}",
-        lambda shape: library.zeros(shape, library.float32),
-        library.copyto,
-        lambda rows: library.fft.irfft(library.fft.rfft(rows) * response),
-        library.cuda.Device().synchronize,
-        views,
-        pixels,
-    )
-
-
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    of_report = commands.add_parser("report")
-    of_report.add_argument("work", type=pathlib.Path)
-    of_report.add_argument("out", type=pathlib.Path)
-    of_report.add_argument("--seconds", type=float, required=True)
-    of_report.add_argument("--stand-in", action="store_true")
-    of_peers = commands.add_parser("peers")
-    of_peers.add_argument("file", type=pathlib.Path)
-    for size in ["--views", "--pixels", "--voxels"]:
-        of_peers.add_argument(size, type=int, required=True)
-    arguments = vars(parser.parse_args())
-    {"report": report, "peers": peers}[arguments.pop("command")](**arguments)
-    return 0
+    parser.add_argument("work", type=pathlib.Path)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--stand-in", action="store_true")
+    report(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -37,14 +37,14 @@ pub(crate) fn voxels(settings: &Settings, rows: &mut Vec<Row>) -> Result<(), Com
     let (compute, mut field, layout) = usual(settings, &grid, 0, grid.len() + floats)?;
     let (n, entries) = (grid.len() as f64, layout.tables_len() as f64);
     let mut volume = compute.buffer("volume", grid.len())?;
-    let cost = Cost { bytes: 4.0 * (entries + n), operations: 380.0 * n, ..Cost::default() };
+    let cost = Cost { bytes: 4.0 * (entries + n), operations: 1300.0 * n, ..Cost::default() };
     settings.time(rows, &compute, ("field_voxelise", cost), || {
         compute.field_voxelise(&grid, &field.parameters(), None, volume.values_mut())
     })?;
     // With the sums set to 0, added to, read, and what field_gradients.cu moves.
     let cost = Cost {
         bytes: 4.0 * (entries + n) + 24.0 * entries + 16.0 * entries,
-        operations: 900.0 * n,
+        operations: 4600.0 * n,
         second_level_bytes: 144.0 * n,
         launches: 5.0,
         ..Cost::default()
@@ -80,13 +80,13 @@ pub(crate) fn rays(settings: &Settings, rows: &mut Vec<Row>) -> Result<(), Compu
     let rays = FieldRays { geometry: &geometry, pixels: &pixels, samples, jitter: None };
     let (mut integrals, by_integrals) = (compute.buffer("integrals", count)?, uneven(&compute, count, 1.0)?);
     let (n, entries) = ((count * samples) as f64, layout.tables_len() as f64);
-    let cost = Cost { operations: 470.0 * n, second_level_bytes: 312.0 * n, ..Cost::default() };
+    let cost = Cost { operations: 1200.0 * n, second_level_bytes: 312.0 * n, ..Cost::default() };
     settings.time(rows, &compute, ("field_project", cost), || {
         compute.field_project(&rays, &field.parameters(), integrals.values_mut())
     })?;
     let cost = Cost {
         bytes: 24.0 * entries,
-        operations: 970.0 * n,
+        operations: 3800.0 * n,
         second_level_bytes: 1536.0 * n,
         launches: 5.0,
         ..Cost::default()

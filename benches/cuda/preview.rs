@@ -1,20 +1,20 @@
-//! From the last frame's arrival to the volume in shared memory, frames coming as a gantry sends them.
+//! From the last frame's arrival to the volume in shared memory, frames coming as a gantry sends them; and whether the volume that a reader finds there is
+//! the device's, to the bit: its CRC by the CPU against the device's, its values against those that come through the host.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytemuck::Zeroable as _;
-use diffnr::compute::cuda::Registration;
 use diffnr::compute::elements::ElementCompute as _;
 use diffnr::compute::{Compute as _, Memory as _};
 use diffnr::reconstruct::{FdkAccumulator, FdkPlan, FdkSettings};
+use firmware_bridge::clock::monotonic_ns;
 use firmware_bridge::layout::VolumeHeader;
-use firmware_bridge::mapping;
-use firmware_bridge::ring::{DropPolicy, RingGeometry};
 use firmware_bridge::slots::VolumeGeometry;
 use serde_json::{Value, json};
 
 use crate::measure::Settings;
+use crate::slots::Slots;
 use crate::views::{grid, scan};
 
 pub(crate) fn measure(settings: &Settings) -> Result<Value, String> {
@@ -30,16 +30,10 @@ pub(crate) fn measure(settings: &Settings) -> Result<Value, String> {
     let mut accumulator = FdkAccumulator::new(&compute, Arc::new(plan)).map_err(|error| text(&error))?;
     let frames: Vec<f32> = (0..geometry.projection_len()).map(|i| 1.0 + (i % 251) as f32 * 0.01).collect();
     let (mut latencies, mut frame_s, mut behind_s) = (Vec::with_capacity(runs), Vec::new(), 0.0_f64);
-    // The segments of a daemon, of which only the slots are used.
-    let name = format!("diffnr-bench-{}", std::process::id());
     let header = VolumeHeader { shape: grid.voxels.map(|count| count as u32), ..VolumeHeader::zeroed() };
-    let ring = RingGeometry::for_detector(2, 2, 2, DropPolicy::DropNewest);
-    let mut writer = mapping::serve(&name, ring, VolumeGeometry::for_shape(header.shape, 3), 0o600)
-        .map_err(|error| text(&error))?
-        .writer;
-    mapping::unlink(&name).map_err(|error| text(&error))?;
-    let memory = Arc::clone(writer.slots().memory());
-    let registration = Registration::new(settings.machine.index, memory).map_err(|error| text(&error))?;
+    let Slots { mut writer, reader, registration, not_shared } =
+        Slots::new(settings.machine.index, VolumeGeometry::for_shape(header.shape, 3))?;
+    let (mut found, mut through_host) = (vec![0.0_f32; grid.len()], vec![0.0_f32; grid.len()]);
     // The first run warms up.
     for run in 0..=runs {
         accumulator.reset(&compute).map_err(|error| text(&error))?;
@@ -69,14 +63,23 @@ pub(crate) fn measure(settings: &Settings) -> Result<Value, String> {
         if run > 0 {
             latencies.push(arrived.elapsed().as_secs_f64());
         }
+        // Reading works out the CRC and holds it against the header's, which is the device's.
+        let volume = reader.newest(monotonic_ns(), 10_000_000_000).map_err(|error| text(&error))?;
+        volume.read_into(&mut found).map_err(|error| text(&error))?;
+        compute.read(accumulator.volume(), &mut through_host).map_err(|error| text(&error))?;
+        if let Some(at) = found.iter().zip(&through_host).position(|(a, b)| a.to_bits() != b.to_bits()) {
+            let (found, expected) = (found[at], through_host[at]);
+            return Err(format!("run {run}: voxel {at} of the slot is {found}, through the host {expected}"));
+        }
     }
     latencies.sort_by(f64::total_cmp);
     frame_s.sort_by(f64::total_cmp);
     // With as few runs as here the 99th percentile is the largest.
     let (p50, p99) = (latencies[runs / 2], latencies[(runs * 99).div_ceil(100) - 1]);
     let frame = frame_s[frame_s.len() / 2];
+    let place = if not_shared.is_some() { "the heap" } else { "shared memory" };
     println!(
-        "  {views} frames of {pixels}^2 at {frames_per_s}/s into {voxels}^3: volume in shared memory {:.2} ms after the last frame (p50), {:.2} ms (p99 of \
+        "  {views} frames of {pixels}^2 at {frames_per_s}/s into {voxels}^3: volume in {place} {:.2} ms after the last frame (p50), {:.2} ms (p99 of \
          {runs}); a frame is asked for in {:.2} ms",
         1e3 * p50,
         1e3 * p99,
@@ -84,6 +87,6 @@ pub(crate) fn measure(settings: &Settings) -> Result<Value, String> {
     );
     Ok(json!({
         "frames": views, "pixels": pixels, "voxels": voxels, "frames_per_s": frames_per_s, "runs": runs, "p50_s": p50, "p99_s": p99,
-        "all_s": latencies, "add_view_p50_s": frame, "most_behind_s": behind_s,
+        "place": place, "not_shared": not_shared, "same_bits_as_through_host": true, "all_s": latencies, "add_view_p50_s": frame, "most_behind_s": behind_s,
     }))
 }

@@ -10,6 +10,11 @@ use crate::measure::{Cost, Row, Settings, uneven};
 
 /// A square detector that sees a box of 256 mm wholly, on the usual orbit.
 pub(crate) fn scan(views: usize, pixels: usize) -> ScanGeometry {
+    rolled_scan(views, pixels, 0.0)
+}
+
+/// The same with the detector turned about its normal, so that its rows are no longer level.
+fn rolled_scan(views: usize, pixels: usize, roll_rad: f64) -> ScanGeometry {
     let pitch = 1.5 * 256.0 * 1.2 / pixels as f64;
     let orbit = CircularOrbit {
         source_to_isocenter_mm: 1000.0,
@@ -17,6 +22,7 @@ pub(crate) fn scan(views: usize, pixels: usize) -> ScanGeometry {
         detector: Detector { columns: pixels, rows: pixels },
         pitch_u_mm: pitch,
         pitch_v_mm: pitch,
+        roll_rad,
         ..CircularOrbit::default()
     };
     orbit.over_arc(views, 0.0, std::f64::consts::TAU)
@@ -29,6 +35,11 @@ pub(crate) fn grid(voxels: usize) -> VolumeGrid {
 pub(crate) fn workload(geometry: &ScanGeometry, grid: &VolumeGrid) -> Workload {
     let Detector { columns, rows } = geometry.detector;
     Workload { columns, rows, views_per_call: geometry.views.len(), voxels: grid.voxels }
+}
+
+/// Pixels at the isocentre along a voxel's edge.
+fn pixels_a_voxel(geometry: &ScanGeometry, grid: &VolumeGrid) -> f64 {
+    grid.voxel_mm.x / (geometry.views[0].column_step_mm.length() / 1.5)
 }
 
 /// Weights, filter and back-projection of one large scan.
@@ -90,8 +101,8 @@ pub(crate) fn projectors(settings: &Settings, rows: &mut Vec<Row>) -> Result<(),
         compute.forward_project(&geometry, &grid, volume.values(), projections.values_mut())
     })?;
     let updates = voxels as f64 * views as f64;
-    // Pixels at the isocentre a voxel: so many columns, each shared by two voxels, and twice as many rows of each.
-    let fine = grid.voxel_mm.x / (geometry.views[0].column_step_mm.length() / 1.5);
+    // So many columns a voxel, each shared by two voxels, and twice as many rows of each.
+    let fine = pixels_a_voxel(&geometry, &grid);
     let columns = 1.13 * fine;
     let cost = Cost {
         bytes,
@@ -113,6 +124,31 @@ pub(crate) fn projectors(settings: &Settings, rows: &mut Vec<Row>) -> Result<(),
     };
     settings.time(rows, &compute, ("back_project_fdk", cost), || {
         compute.back_project_fdk(&geometry, &grid, projections.values(), volume.values_mut())
+    })
+}
+
+/// The projectors of a scan whose detector is a degree from level: the adjoint has another kernel then.
+pub(crate) fn rolled(settings: &Settings, rows: &mut Vec<Row>) -> Result<(), ComputeError> {
+    let of = |views, pixels| rolled_scan(views, pixels, 1.0_f64.to_radians());
+    let (geometry, grid) = settings.size((of(50, 512), grid(256)), (of(4, 24), grid(16)));
+    let workload = workload(&geometry, &grid);
+    let (pixels, voxels) = (geometry.projection_len(), grid.len());
+    let scratch = settings.adviser()?.scratch_bytes(&workload);
+    let mut compute = settings.carrier(pixels + voxels, scratch)?;
+    compute.prepare(&workload)?;
+    let (projections, mut volume) = (uneven(&compute, pixels, 1.0)?, compute.buffer("volume", voxels)?);
+    let updates = voxels as f64 * geometry.views.len() as f64;
+    let fine = pixels_a_voxel(&geometry, &grid);
+    // Four voxels along z look at the pixels of one window.
+    let window = (2.0 * fine + 1.0) * (5.0 * fine + 1.0);
+    let cost = Cost {
+        bytes: 4.0 * (pixels + voxels) as f64,
+        operations: updates * (200.0 + 90.0 * window) / 4.0,
+        updates,
+        ..Cost::default()
+    };
+    settings.time(rows, &compute, ("back_project_matched, not level", cost), || {
+        compute.back_project_matched(&geometry, &grid, projections.values(), volume.values_mut())
     })
 }
 

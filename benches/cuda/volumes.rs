@@ -185,6 +185,9 @@ pub(crate) fn slices(settings: &Settings, rows: &mut Vec<Row>) -> Result<(), Com
     settings.time(rows, &compute, ("first_beyond", Cost::sum(n, 4.0)), || {
         compute.first_beyond(1e9, volume.values()).map(drop)
     })?;
+    settings.time(rows, &compute, ("leave_window", Cost::bytes(n, 8.0)), || {
+        compute.leave_window(units, mean.values_mut())
+    })?;
     settings
-        .time(rows, &compute, ("leave_window", Cost::bytes(n, 8.0)), || compute.leave_window(units, mean.values_mut()))
+        .time(rows, &compute, ("deviations", Cost::bytes(n, 8.0)), || compute.deviations(1.0, 3, squares.values_mut()))
 }

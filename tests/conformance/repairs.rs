@@ -24,7 +24,9 @@ const VOXELS: [usize; 3] = [13, 18, 35];
 const MU_WATER_PER_MM: f64 = 0.02;
 
 fn models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/repair")
+    // On a machine without the checkout the data lies elsewhere.
+    let data = std::env::var_os("DIFFNR_TEST_DATA").map(PathBuf::from);
+    data.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")).join("repair")
 }
 
 /// The tests' model, or the one with another graph in place of its repairing one.

@@ -98,7 +98,7 @@ impl Launcher for FlipsABit {
     fn copy_out(&self, offset: usize, to: &mut [u8]) -> Result<(), ComputeError> {
         self.of.copy_out(offset, to)?;
         if to.len() > 4096 && self.reads.fetch_add(1, Ordering::Relaxed) % 2 == 1 {
-            to[to.len() / 2 & !3] ^= 1;
+            to[(to.len() / 2) & !3] ^= 1;
         }
         Ok(())
     }
