@@ -3,7 +3,11 @@
 use diffnr::compute::counts::{BadPixel, Correction, CountsCompute as _, MOST_NEIGHBOURS};
 use diffnr::compute::cpu::CpuCompute;
 use diffnr::compute::cuda::{self, CountsRoom, DeviceCorrection, DeviceSlice, Launcher};
-use diffnr::compute::{ComputeError, Left, Memory as _, Values, ValuesMut};
+use diffnr::compute::{ComputeError, Left, Memory as _, Operations, Values, ValuesMut};
+use diffnr::config::{Calibration, PreprocessSettings};
+use diffnr::daemon::ScanStore;
+use diffnr::geometry::{CircularOrbit, Detector};
+use diffnr::preprocess::{CalibrationOnCarrier, Preprocessor};
 use proptest::prelude::*;
 
 use crate::carriers::{Carrier, on_each};
@@ -280,6 +284,80 @@ fn the_carrier_keeps_the_number_of_clamped_pixels() {
             vec![compute.take(out).unwrap(), vec![clamped as f32]]
         });
         assert_same(&given, &frame.expected());
+    });
+}
+
+/// Frames of a preprocessor whose calibration changes between them, and its counters; a refused one leaves the buffer as it is.
+fn preprocessed(compute: &mut dyn Operations) -> Vec<Vec<f32>> {
+    let detector = Detector { columns: 20, rows: 10 };
+    let settings = PreprocessSettings {
+        i0_counts: None,
+        dark: Calibration::Ring,
+        flat: Calibration::Ring,
+        dead_below: 0.2,
+        hot_above: 0.3,
+        max_bad_fraction: 0.1,
+        min_transmission: 1e-3,
+    };
+    let on_carrier = CalibrationOnCarrier::take(compute, &settings, detector).unwrap();
+    let mut preprocessor = Preprocessor::new(&settings, detector, [None, None], on_carrier).unwrap();
+    let mut out = compute.filled("line integrals", &vec![-7.0; detector.pixels()]).unwrap();
+    let mut made = Vec::new();
+    let frame: Vec<u16> = (0..200).map(|i| (150 * i * i % 30_011) as u16).collect();
+    // Refused without flat images, then three calibrations of other bad pixels, or none, then one that is refused and leaves none.
+    for (calibration, bad) in [&[][..], &[3, 4, 25, 199], &[], &[0], &[3; 25]].into_iter().enumerate() {
+        if calibration > 0 {
+            let dark: Vec<u16> = (0..200).map(|i| (100 * calibration + i % 7) as u16).collect();
+            let mut flat: Vec<u16> = dark.iter().map(|dark| dark + 20_000).collect();
+            bad.iter().enumerate().for_each(|(i, &at)| flat[if bad.len() > 20 { i } else { at }] = 0);
+            preprocessor.add_dark(&dark);
+            preprocessor.add_flat(&flat, 1.0).unwrap();
+            assert_eq!(preprocessor.finish_calibration().is_err(), bad.len() > 20);
+        }
+        for (exposure, i0) in [(0.0, 20_000.0), (1.0, 0.0), (0.8, 0.0), (1.0, 15_000.0)] {
+            let refused = preprocessor.counts(compute, &frame, exposure, i0, out.values_mut()).is_err();
+            assert_eq!(refused, exposure == 0.0 || i0 == 0.0 && (calibration == 0 || bad.len() > 20));
+            preprocessor.finish_frame(compute).unwrap();
+            let mut values = vec![0.0; detector.pixels()];
+            compute.read(out.values(), &mut values).unwrap();
+            let counters = preprocessor.counters();
+            let counts = [counters.frames, counters.refused, counters.clamped_pixels, counters.replaced_pixels];
+            made.extend([values, counts.map(|count| count as f32).to_vec()]);
+        }
+    }
+    made
+}
+
+#[test]
+fn a_preprocessor_brings_each_calibration_to_the_carrier() {
+    on_each("line integrals of a preprocessor", |carrier| {
+        let expected = preprocessed(&mut CpuCompute::new(1).unwrap());
+        assert_eq!(expected[0], vec![-7.0; 200], "nothing was asked of the carrier");
+        let [.., last] = &expected[..] else { panic!() };
+        // Refused: four of each calibration's that have no exposure, three that have no flat; clamped: some; replaced: two frames of four, and of one.
+        assert_eq!((last[0], last[1], last[3]), (11.0, 9.0, 3.0 * 4.0 + 3.0));
+        assert!(last[2] > 10.0, "{last:?}");
+        assert_same(&carrier.run_whole(|compute| preprocessed(compute)), &expected);
+    });
+}
+
+/// What the optimisation gets of a frame whose line integrals lie on the device.
+#[test]
+fn a_scan_is_kept_on_the_host() {
+    let detector = Detector { columns: 7, rows: 5 };
+    let orbit = CircularOrbit { detector, ..CircularOrbit::default() };
+    let geometry = orbit.over_arc(3, 0.0, std::f64::consts::TAU);
+    let view = random(detector.pixels(), 40);
+    on_each("views of a scan", |carrier| {
+        let given = carrier.run_whole(|compute| {
+            let mut scan = ScanStore::new(&geometry);
+            let on_device = compute.filled("view", &view).unwrap();
+            scan.add(compute, 1, &geometry.views[1], on_device.values()).unwrap();
+            scan.add(compute, 2, &geometry.views[2], (&view[..]).into()).unwrap();
+            assert_eq!(scan.views().present, Some(&[false, true, true][..]));
+            vec![scan.views().line_integrals.to_vec()]
+        });
+        assert_same(&given, &[[&vec![0.0; 35][..], &view, &view].concat()]);
     });
 }
 
