@@ -144,6 +144,22 @@ fn every_count_at_every_scale() {
     });
 }
 
+/// The logarithm parts a number at the root of 1/2: just there, and at other mantissas, for all exponents.
+#[test]
+fn transmissions_about_the_breaks_of_the_logarithm() {
+    let around = |bits: u32| (bits - 2..bits + 3).map(f32::from_bits);
+    let mantissas = [0x35_04f3, 0x10, 0x7f_fff0, 0x40_0000, 0x12_3456];
+    // Of these a last bit changes where a product and a sum of the series are joined.
+    let series = [0x3ab6_f4ca, 0x3e35_64f8, 0x3eb7_19d1, 0x3532_1d96, 0x3532_a9d3, 0x35bc_96cf].map(f32::from_bits);
+    let mut gain: Vec<f32> =
+        (1..255u32).flat_map(|exponent| mantissas.map(|mantissa| exponent << 23 | mantissa)).flat_map(around).collect();
+    gain.extend(series);
+    on_each("line integrals, breaks of the logarithm", |carrier| {
+        let even = Frame::even(vec![1; gain.len()], 1.0);
+        assert_as_on_the_cpu(carrier, &Frame { gain: gain.clone(), min_transmission: 1e-44, ..even });
+    });
+}
+
 #[test]
 fn what_no_detector_should_send() {
     on_each("line integrals, extremes", |carrier| {

@@ -105,8 +105,8 @@ pub fn line_integrals(
         return Ok(());
     }
     let shape = LaunchShape::covering(OPERATION, [bad, 1, 1], [BAD_OF_BLOCK, 1, 1], [BAD_OF_BLOCK as u32, 1, 1])?;
-    let arguments = Arguments::new().read(bad_pixels).value(count(OPERATION, "bad pixels", bad)?);
-    let arguments = arguments.value(pixels as i64).write(out);
+    let counts = [count(OPERATION, "bad pixels", bad)?, count(OPERATION, "pixels", pixels)?];
+    let arguments = Arguments::new().read(bad_pixels).value(counts[0]).value(counts[1]).write(out);
     // SAFETY: the arguments of the kernel; it stays within the list, and looks at no pixel beyond `pixels`.
     unsafe { launcher.launch("replace_bad_pixels", shape, &arguments) }
 }
