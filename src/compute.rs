@@ -10,6 +10,7 @@
 mod buffer;
 pub mod device;
 pub mod cpu;
+pub mod counts;
 pub mod cuda;
 pub mod elements;
 pub mod experts;
@@ -148,6 +149,7 @@ pub trait Operations:
     + losses::LossCompute
     + elements::ElementCompute
     + slices::SliceCompute
+    + counts::CountsCompute
 {
 }
 
@@ -159,6 +161,7 @@ impl<T> Operations for T where
         + losses::LossCompute
         + elements::ElementCompute
         + slices::SliceCompute
+        + counts::CountsCompute
 {
 }
 
@@ -167,8 +170,8 @@ impl<T> Operations for T where
 pub enum Left<T> {
     /// Here it is.
     AtHand(T),
-    /// The carrier has it, or will, once the operation's group has ended (see [`Compute::begin_group`]); it can be asked for until the next operation of the
-    /// kind.
+    /// The carrier has it, or will, once the operation's group has ended (see [`Compute::begin_group`]) or the device has done it; it can be asked for until
+    /// the next operation of the kind.
     WithCarrier,
 }
 

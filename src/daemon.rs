@@ -38,12 +38,12 @@ use firmware_bridge::slots::{Status, StatusDetail};
 
 use crate::compute::device::Device;
 use crate::compute::{Buffer, ComputeError, Operations};
-use crate::config::{Calibration, OptimisedSettings, RunBudget, Settings};
+use crate::config::{Calibration, OptimisedSettings, PreprocessSettings, RunBudget, Settings};
 use crate::error::{Classed, ErrorClass};
 use crate::formats::FormatError;
 use crate::ingest::{Ingest, Staging};
 use crate::plan::{Plan, PlanError, RepairPlan};
-use crate::preprocess::PreprocessError;
+use crate::preprocess::{CalibrationOnCarrier, CountsError, PreprocessError};
 use crate::publish::{Carrier, Publisher, SharedWriter};
 use crate::reconstruct::ReconstructError;
 use crate::reconstruct::fdk::{FdkAccumulator, FdkPlan};
@@ -111,6 +111,15 @@ pub enum DaemonError {
     },
 }
 
+impl From<CountsError> for DaemonError {
+    fn from(error: CountsError) -> Self {
+        match error {
+            CountsError::Refused(why) => why.into(),
+            CountsError::Compute(why) => why.into(),
+        }
+    }
+}
+
 impl Classed for DaemonError {
     fn class(&self) -> ErrorClass {
         ErrorClass::Stop
@@ -143,14 +152,31 @@ pub fn device(settings: &Settings) -> Result<(Device, Option<String>), DaemonErr
     Ok(crate::self_test::choose(settings.compute.device, settings.compute.threads, settings.compute.self_test)?)
 }
 
-/// What the frame path takes of the device: the accumulator, and where the device's memory is not the host's a volume to scale previews into.
-pub(crate) fn take_frame_path(
-    compute: &mut dyn Operations,
-    fdk: &Arc<FdkPlan>,
-) -> Result<(FdkAccumulator, Buffer), ReconstructError> {
-    compute.prepare(&fdk.workload())?;
-    let scaled = compute.buffer("scaled volume", compute.copy_len(fdk.grid().len()))?;
-    Ok((FdkAccumulator::new(compute, Arc::clone(fdk))?, scaled))
+/// What the frame path takes of the device.
+pub(crate) struct FramePath {
+    accumulator: FdkAccumulator,
+    calibration: CalibrationOnCarrier,
+    /// Line integrals of a view.
+    view: Buffer,
+    /// Where the device's memory is not the host's, a volume to scale previews into.
+    scaled: Buffer,
+}
+
+impl FramePath {
+    /// Takes it.
+    pub(crate) fn take(
+        compute: &mut dyn Operations,
+        fdk: &Arc<FdkPlan>,
+        settings: &PreprocessSettings,
+    ) -> Result<Self, ReconstructError> {
+        compute.prepare(&fdk.workload())?;
+        Ok(Self {
+            calibration: CalibrationOnCarrier::take(compute, settings, fdk.detector())?,
+            view: compute.buffer("line integrals of one view", fdk.detector().pixels())?,
+            scaled: compute.buffer("scaled volume", compute.copy_len(fdk.grid().len()))?,
+            accumulator: FdkAccumulator::new(compute, Arc::clone(fdk))?,
+        })
+    }
 }
 
 fn calibration_file(source: &Calibration, shape: [usize; 2]) -> Result<Option<Vec<f32>>, DaemonError> {
@@ -190,7 +216,7 @@ impl Daemon {
         let supervision = Arc::new(Supervision::new());
         let staging = Arc::new(Staging::new(settings.supervise.staging_frames, detector));
         let fdk = Arc::new(plan.fdk);
-        let (compute, (accumulator, scaled)) = device.ready(|compute| take_frame_path(compute, &fdk))?;
+        let (compute, path) = device.ready(|compute| FramePath::take(compute, &fdk, &settings.preprocess))?;
         if let Err(error) = writer.register(device) {
             tracing::warn!("volumes go through the host, and take some ten times as long to be published: {error}");
         }
@@ -243,14 +269,17 @@ impl Daemon {
             handover: handover.clone(),
             last,
             settings: settings.clone(),
-            publisher: Publisher::new(writer.clone(), settings, &carrier, scaled),
+            publisher: Publisher::new(writer.clone(), settings, &carrier, path.scaled),
+            accumulator: path.accumulator,
+            calibration: path.calibration,
+            view: path.view,
             staging: Arc::clone(&staging),
             supervision: Arc::clone(&supervision),
             files,
         };
         let reconstruct = spawn("reconstruct", move || {
             compute.install(|| {
-                let mut pipeline = Pipeline::new(parts, &*compute, accumulator)?;
+                let mut pipeline = Pipeline::new(parts, &*compute)?;
                 pipeline.warm_up()?;
                 // The one-way latch: nothing of the daemon is ready before this.
                 let _receiver_gone = ready.send(());

@@ -20,7 +20,7 @@ use crate::compute::cuda::STAGING_BYTES;
 use crate::compute::device::Device;
 use crate::compute::{ComputeError, Operations};
 use crate::config::{DropPolicy, Settings, format_bytes};
-use crate::daemon::{Handover, ScanState, ScanStore};
+use crate::daemon::{FramePath, Handover, ScanState, ScanStore};
 use crate::error::{Classed, ErrorClass};
 use crate::ingest::Staging;
 use crate::preprocess::Preprocessor;
@@ -148,8 +148,7 @@ impl Plan {
             ),
         ];
         buffers.extend(Preprocessor::buffers(&settings.preprocess, detector));
-        buffers.push(Buffer::new("preprocess: line integrals of one view", 4 * detector.pixels() as u64, Place::Host));
-        buffers.extend(on_frame_path(&fdk, device, compute)?);
+        buffers.extend(on_frame_path(&fdk, settings, device, compute)?);
         let views = settings.geometry.views.len();
         buffers.push(Buffer::new("reconstruct: views seen", ScanState::bytes(views), Place::Host));
         buffers.push(Buffer::new("publish: last volume, kept for STALE", 4 * settings.grid.len() as u64, Place::Host));
@@ -241,15 +240,23 @@ fn beside_the_arena(stage: &str, arena_bytes: usize, host: Vec<(&'static str, us
     buffers
 }
 
-/// Buffers of FDK while frames arrive.
-fn on_frame_path(fdk: &FdkPlan, device: &Device, compute: &dyn Operations) -> Result<Vec<Buffer>, PlanError> {
+/// Buffers of FDK, and of what makes line integrals for it, while frames arrive.
+fn on_frame_path(
+    fdk: &FdkPlan,
+    settings: &Settings,
+    device: &Device,
+    compute: &dyn Operations,
+) -> Result<Vec<Buffer>, PlanError> {
     if matches!(device, Device::Cuda(_)) {
         let shared = std::sync::Arc::new(fdk.clone());
-        let arena = device.arena_bytes(|compute| crate::daemon::take_frame_path(compute, &shared).map(drop))?;
+        let take = |compute: &mut dyn Operations| FramePath::take(compute, &shared, &settings.preprocess).map(drop);
+        let arena = device.arena_bytes(take)?;
         return Ok(beside_the_arena("reconstruct", arena, fdk.host_buffers()));
     }
     let host = |(name, bytes): (&str, usize)| Buffer::new(format!("reconstruct: {name}"), bytes as u64, Place::Host);
-    let mut buffers: Vec<Buffer> = fdk.buffers().into_iter().map(host).collect();
+    let view = 4 * fdk.detector().pixels() as u64;
+    let mut buffers = vec![Buffer::new("preprocess: line integrals of one view", view, Place::Host)];
+    buffers.extend(fdk.buffers().into_iter().map(host));
     let scratch = compute.scratch_bytes(&fdk.workload()) as u64;
     buffers.push(Buffer::new("compute: scratch of all threads", scratch, Place::Host));
     Ok(buffers)

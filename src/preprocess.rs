@@ -12,26 +12,31 @@
 //! unchanged; a frame with one value that is not finite is refused whole (the ramp filter would spread it over its row),
 //! and so counts as missing: nothing is interpolated in silence.
 //!
+//! The carrier works it out ([`crate::compute::counts`]): on a GPU the counts go up as they came, and the line integrals stay there. The
+//! calibration is made on the host, and brought to the carrier when it has changed.
+//!
 //! A [`Preprocessor`] allocates in [`Preprocessor::new`] and never after.
 
 #![forbid(unsafe_code)]
 
 pub mod bad_pixels;
 mod calibration;
-mod logarithm;
+mod on_carrier;
 
 pub use calibration::{CalibrationReport, CalibrationSource};
-pub use logarithm::minus_ln;
+pub use on_carrier::CalibrationOnCarrier;
 
 use rayon::prelude::*;
 
+use crate::compute::counts::{BadPixel, Correction};
+use crate::compute::{ComputeError, Left, Operations, ValuesMut};
 use crate::config::PreprocessSettings;
 use crate::error::{Classed, ErrorClass};
 use crate::geometry::Detector;
 use crate::plan::{Buffer, Place};
 use bad_pixels::BadPixels;
 
-/// Pixels that one task works on: enough to outweigh the hand-over, few enough to share a 256^2 frame out.
+/// Pixels that one task looks at: enough to outweigh the hand-over, few enough to share a 256^2 frame out.
 const CHUNK: usize = 16_384;
 
 /// Why a frame could not be made into line integrals. All are frames that count as missing, not failures of the daemon.
@@ -89,13 +94,15 @@ impl Classed for PreprocessError {
     }
 }
 
-/// What was done to one frame.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FrameCorrections {
-    /// Pixels below the clamp.
-    pub clamped: u64,
-    /// Bad pixels replaced by their neighbours.
-    pub replaced: u64,
+/// Why counts gave no line integrals.
+#[derive(Debug, thiserror::Error)]
+pub enum CountsError {
+    /// The frame is refused; nothing was asked of the carrier.
+    #[error(transparent)]
+    Refused(#[from] PreprocessError),
+    /// The carrier cannot work.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
 }
 
 /// Counters over the daemon's life.
@@ -127,10 +134,13 @@ pub struct Preprocessor {
     /// 1 / (flat - dark); 1 without flat images, 0 where dead.
     gain: Vec<f32>,
     bad: BadPixels,
+    on_carrier: CalibrationOnCarrier,
     sums: calibration::Sums,
     flat_source: CalibrationSource,
     dark_source: CalibrationSource,
     counters: PreprocessCounters,
+    /// The carrier has still to tell how many pixels of the last frame met the clamp.
+    clamped_is_due: bool,
 }
 
 impl Preprocessor {
@@ -145,7 +155,8 @@ impl Preprocessor {
         ]
     }
 
-    /// Allocates everything, and takes the calibration images that `files` gives (`[dark, flat]`).
+    /// Allocates everything on the host, and takes the calibration images that `files` gives (`[dark, flat]`); `on_carrier` is of the carrier that
+    /// frames are worked on by.
     ///
     /// # Errors
     /// [`PreprocessError::FileShape`], [`PreprocessError::TooManyBadPixels`].
@@ -153,6 +164,7 @@ impl Preprocessor {
         settings: &PreprocessSettings,
         detector: Detector,
         files: [Option<Vec<f32>>; 2],
+        on_carrier: CalibrationOnCarrier,
     ) -> Result<Self, PreprocessError> {
         let pixels = detector.pixels();
         let mut this = Self {
@@ -161,10 +173,12 @@ impl Preprocessor {
             dark: vec![0.0; pixels],
             gain: vec![1.0; pixels],
             bad: BadPixels::new(settings, detector),
+            on_carrier,
             sums: calibration::Sums::new(pixels),
             flat_source: CalibrationSource::None,
             dark_source: CalibrationSource::None,
             counters: PreprocessCounters::default(),
+            clamped_is_due: false,
         };
         this.take_files(files)?;
         Ok(this)
@@ -181,36 +195,45 @@ impl Preprocessor {
         self.counters = PreprocessCounters::default();
     }
 
-    /// Raw counts `[row v][column u]` to line integrals in `out`. `i0_header` is the frame's own i0 (0: not known).
+    /// Raw counts `[row v][column u]` to line integrals in `out`. `i0_header` is the frame's own i0 (0: not known). [`Preprocessor::finish_frame`] ends it.
     ///
     /// # Errors
-    /// [`PreprocessError`]; `out` then holds nothing of use.
+    /// [`CountsError`]; `out` then holds nothing of use.
     pub fn counts(
         &mut self,
+        compute: &dyn Operations,
         counts: &[u16],
         relative_exposure: f32,
         i0_header: f32,
-        out: &mut [f32],
-    ) -> Result<FrameCorrections, PreprocessError> {
-        let outcome = self.correct(counts, relative_exposure, i0_header, out);
-        match &outcome {
-            Ok(done) => {
-                self.counters.frames += 1;
-                self.counters.clamped_pixels += done.clamped;
-                self.counters.replaced_pixels += done.replaced;
-            }
-            Err(_) => self.counters.refused += 1,
+        out: ValuesMut<'_>,
+    ) -> Result<(), CountsError> {
+        let scale = self.scale(relative_exposure, i0_header).inspect_err(|_| self.counters.refused += 1)?;
+        let [dark, gain, bad_pixels] =
+            self.on_carrier.bring(compute, [&self.dark, &self.gain, BadPixel::floats(self.bad.list())])?;
+        let min_transmission = self.settings.min_transmission as f32;
+        let correction = Correction { dark, gain, scale, min_transmission, bad_pixels };
+        match compute.line_integrals(&correction, counts, out)? {
+            Left::AtHand(clamped) => self.counters.clamped_pixels += clamped,
+            Left::WithCarrier => self.clamped_is_due = true,
         }
-        outcome
+        self.counters.frames += 1;
+        self.counters.replaced_pixels += self.bad.len() as u64;
+        Ok(())
     }
 
-    fn correct(
-        &mut self,
-        counts: &[u16],
-        relative_exposure: f32,
-        i0_header: f32,
-        out: &mut [f32],
-    ) -> Result<FrameCorrections, PreprocessError> {
+    /// Counts what the carrier had still to tell of the last frame of counts, for which it is waited.
+    ///
+    /// # Errors
+    /// [`ComputeError::Device`] where something failed since the last wait.
+    pub fn finish_frame(&mut self, compute: &dyn Operations) -> Result<(), ComputeError> {
+        if std::mem::take(&mut self.clamped_is_due) {
+            self.counters.clamped_pixels += compute.clamped_left()?;
+        }
+        Ok(())
+    }
+
+    /// What all of a frame's corrected counts are multiplied by.
+    fn scale(&self, relative_exposure: f32, i0_header: f32) -> Result<f32, PreprocessError> {
         if !(relative_exposure.is_finite() && relative_exposure > 0.0) {
             return Err(PreprocessError::Exposure { value: relative_exposure });
         }
@@ -220,51 +243,26 @@ impl Preprocessor {
         } else {
             1.0
         };
-        let scale = 1.0 / (unattenuated * relative_exposure);
-        let floor = self.settings.min_transmission as f32;
-        let clamped = out
-            .par_chunks_mut(CHUNK)
-            .zip(counts.par_chunks(CHUNK))
-            .zip(self.dark.par_chunks(CHUNK).zip(self.gain.par_chunks(CHUNK)))
-            .map(|((out, counts), (dark, gain))| correct_chunk(counts, dark, gain, scale, floor, out))
-            .sum();
-        let replaced = self.bad.replace(out);
-        Ok(FrameCorrections { clamped, replaced })
+        Ok(1.0 / (unattenuated * relative_exposure))
     }
 
-    /// Line integrals as they came, checked to be finite.
+    /// Checks that line integrals, which are taken as they came, are finite.
     ///
     /// # Errors
     /// [`PreprocessError::NotFinite`].
-    pub fn line_integrals(&mut self, values: &[f32], out: &mut [f32]) -> Result<FrameCorrections, PreprocessError> {
-        let count: u32 = out
-            .par_chunks_mut(CHUNK)
-            .zip(values.par_chunks(CHUNK))
-            .map(|(out, values)| {
-                out.copy_from_slice(values);
-                // All exponent bits set: infinite or not a number.
-                values.iter().map(|v| u32::from(v.to_bits() & 0x7f80_0000 == 0x7f80_0000)).sum::<u32>()
-            })
-            .sum();
+    pub fn line_integrals(&mut self, values: &[f32]) -> Result<(), PreprocessError> {
+        // All exponent bits set: infinite or not a number.
+        let not_finite =
+            |values: &[f32]| values.iter().map(|v| u32::from(v.to_bits() & 0x7f80_0000 == 0x7f80_0000)).sum::<u32>();
+        let count: u32 = values.par_chunks(CHUNK).map(not_finite).sum();
         if count == 0 {
             self.counters.frames += 1;
-            return Ok(FrameCorrections::default());
+            return Ok(());
         }
         self.counters.refused += 1;
         let first = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
         Err(PreprocessError::NotFinite { count: count as usize, first })
     }
-}
-
-/// One chunk of [`Preprocessor::counts`]; returns how many pixels met the clamp.
-fn correct_chunk(counts: &[u16], dark: &[f32], gain: &[f32], scale: f32, floor: f32, out: &mut [f32]) -> u64 {
-    let mut clamped = 0u32;
-    for (((out, &raw), &dark), &gain) in out.iter_mut().zip(counts).zip(dark).zip(gain) {
-        let transmission = (f32::from(raw) - dark) * gain * scale;
-        clamped += u32::from(transmission < floor);
-        *out = minus_ln(transmission.max(floor));
-    }
-    u64::from(clamped)
 }
 
 #[cfg(test)]

@@ -162,7 +162,7 @@ pub struct ReconstructCounters {
     pub slots_leased: u64,
     /// Previews and volumes that came later than one frame time after their last frame.
     pub deadlines_missed: u64,
-    /// Time in preprocessing, total ns.
+    /// Time in preprocessing, total ns; on a GPU that of asking for it, which itself counts as back-projection.
     pub preprocess_ns: u64,
     /// Time in weighting, filtering and back-projection, total ns.
     pub back_project_ns: u64,

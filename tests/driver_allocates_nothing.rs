@@ -21,6 +21,9 @@ use diffnr::compute::cuda::{CudaCompute, DeviceSlice, DeviceSum, Launcher, Regis
 use diffnr::compute::elements::ElementCompute as _;
 use diffnr::compute::gaussians::{AdamStep, GaussianCompute as _};
 use diffnr::compute::{Compute as _, Memory as _, Workload, together};
+use diffnr::config::{Calibration, PreprocessSettings};
+use diffnr::geometry::Detector;
+use diffnr::preprocess::{CalibrationOnCarrier, Preprocessor};
 use firmware_bridge::crc::crc32c;
 use firmware_bridge::layout::VolumeHeader;
 use firmware_bridge::memory::HeapMemory;
@@ -53,6 +56,7 @@ fn the_driver_allocates_nothing() {
     assert_eq!(out[100], 1.5 * 98.0);
     groups_allocate_nothing();
     a_publication_allocates_nothing();
+    frames_of_counts_allocate_nothing();
 }
 
 /// Once a sequence is known, and its graph made.
@@ -100,4 +104,38 @@ fn a_publication_allocates_nothing() {
     let sums = [publish(), publish()];
     assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0);
     assert_eq!(sums, [crc32c(bytemuck::cast_slice(&[3.0_f32; 1000])); 2]);
+}
+
+/// Line integrals of them, and a new calibration before.
+fn frames_of_counts_allocate_nothing() {
+    let detector = Detector { columns: 20, rows: 10 };
+    let settings = PreprocessSettings {
+        i0_counts: None,
+        dark: Calibration::Ring,
+        flat: Calibration::Ring,
+        dead_below: 0.2,
+        hot_above: 0.3,
+        max_bad_fraction: 0.1,
+        min_transmission: 1e-3,
+    };
+    let mut compute = CudaCompute::new(Box::new(stand_in::driver(0, 8 << 20).unwrap()));
+    let on_carrier = CalibrationOnCarrier::take(&mut compute, &settings, detector).unwrap();
+    let mut preprocessor = Preprocessor::new(&settings, detector, [None, None], on_carrier).unwrap();
+    let mut out = compute.buffer("line integrals", detector.pixels()).unwrap();
+    let (dark, mut flat, frame) = ([10; 200], [1000; 200], [10; 200]);
+    flat[70] = 10;
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    for _ in 0..2 {
+        preprocessor.add_dark(&dark);
+        preprocessor.add_flat(&flat, 1.0).unwrap();
+        preprocessor.finish_calibration().unwrap();
+        for _ in 0..2 {
+            preprocessor.counts(&compute, &frame, 1.0, 0.0, out.values_mut()).unwrap();
+            preprocessor.finish_frame(&compute).unwrap();
+            compute.finish().unwrap();
+        }
+    }
+    assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0);
+    let counters = preprocessor.counters();
+    assert_eq!((counters.frames, counters.clamped_pixels, counters.replaced_pixels), (4, 800, 4));
 }

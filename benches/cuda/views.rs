@@ -1,8 +1,9 @@
 //! Filtered back-projection, the projectors, and what is done with views.
 
+use diffnr::compute::counts::{Correction, CountsCompute as _};
 use diffnr::compute::cpu::ramp_filter::{RampFilter, Window};
 use diffnr::compute::elements::ElementCompute as _;
-use diffnr::compute::{Compute as _, ComputeError, Memory as _, ProjectionWeights, Workload};
+use diffnr::compute::{Compute as _, ComputeError, Memory as _, ProjectionWeights, Values, Workload};
 use diffnr::geometry::{CircularOrbit, Detector, ScanGeometry, VolumeGrid};
 use glam::DVec3;
 
@@ -152,17 +153,30 @@ pub(crate) fn rolled(settings: &Settings, rows: &mut Vec<Row>) -> Result<(), Com
     })
 }
 
-/// What the optimisation does with views.
+/// What is done with views, pixel by pixel: counts corrected, and what the optimisation does.
 pub(crate) fn elements(settings: &Settings, rows: &mut Vec<Row>) -> Result<(), ComputeError> {
     let geometry = settings.size(scan(50, 512), scan(3, 24));
     let workload = workload(&geometry, &grid(1));
     let n = geometry.projection_len();
-    let scratch = settings.adviser()?.scratch_bytes(&workload);
-    let mut compute = settings.carrier(4 * n, scratch)?;
+    let adviser = settings.adviser()?;
+    let mut compute = settings.carrier(4 * n, adviser.scratch_bytes(&workload) + adviser.counts_scratch_bytes(n))?;
     compute.prepare(&workload)?;
+    compute.prepare_counts(n)?;
     let (first, second) = (uneven(&compute, n, 1.0)?, uneven(&compute, n, 2.0)?);
     let (weights, mut out) = (uneven(&compute, n, 1.0)?, compute.buffer("out", n)?);
     let (a, b, w) = (first.values(), second.values(), weights.values());
+    // One large frame. Its counts come from the host with every call, over a link of which no floor tells: as many bytes alone stand beside it.
+    let counts: Vec<u16> = (0..n).map(|i| (i % 60_000) as u16).collect();
+    let correction =
+        Correction { dark: a, gain: b, scale: 1e-4, min_transmission: 1e-5, bad_pixels: Values::Host(&[]) };
+    let cost = Cost { bytes: 14.0 * n as f64, launches: 3.0, ..Cost::default() };
+    settings.time(rows, &compute, ("counts in, line_integrals", cost), || {
+        compute.line_integrals(&correction, &counts, out.values_mut()).map(drop)
+    })?;
+    let halves = vec![0.0; n / 2];
+    settings.time(rows, &compute, ("as many bytes in", Cost::bytes(n, 2.0)), || {
+        compute.write(&halves, out.values_mut().part(0..n / 2))
+    })?;
     settings.time(rows, &compute, ("take_aperture", Cost::bytes(n, 8.0)), || {
         compute.take_aperture(geometry.detector, [0.1, 0.1], a, out.values_mut())
     })?;

@@ -19,6 +19,7 @@
 #include "../gaussian_step.cu"
 #include "../gaussian_voxelise.cu"
 #include "../gaussian_voxelise_backward.cu"
+#include "../line_integrals.cu"
 #include "../loss_image.cu"
 #include "../loss_volume.cu"
 #include "../parameters.cu"

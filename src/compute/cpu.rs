@@ -38,12 +38,14 @@ mod gaussian_tests;
 mod joseph;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
+mod line_integrals;
 mod loss_image;
 mod loss_operations;
 mod loss_volume;
 mod loss_window;
 #[cfg(test)]
 mod loss_tests;
+mod minus_ln;
 pub mod ramp_filter;
 mod rays;
 mod sart;

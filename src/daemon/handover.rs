@@ -9,7 +9,7 @@ use bytemuck::Zeroable;
 use firmware_bridge::layout::VolumeHeader;
 use rayon::prelude::*;
 
-use crate::compute::{ComputeError, Values};
+use crate::compute::{ComputeError, Memory, Values};
 use crate::geometry::{Detector, ScanGeometry, ViewPose};
 use crate::publish::Outgoing;
 use crate::reconstruct::optimise::ScanViews;
@@ -51,10 +51,24 @@ impl ScanStore {
         self.present.fill(false);
     }
 
-    /// Takes a planned view.
-    pub fn add(&mut self, view: usize, pose: &ViewPose, line_integrals: &[f32]) {
-        self.line_integrals[view * self.pixels..][..self.pixels].copy_from_slice(line_integrals);
+    /// Takes a planned view, `memory` being where it lies if not on the host.
+    ///
+    /// # Errors
+    /// [`ComputeError`] where a device does not give it.
+    pub fn add(
+        &mut self,
+        memory: &dyn Memory,
+        view: usize,
+        pose: &ViewPose,
+        line_integrals: Values<'_>,
+    ) -> Result<(), ComputeError> {
+        let kept = &mut self.line_integrals[view * self.pixels..][..self.pixels];
+        match line_integrals {
+            Values::Host(values) => kept.copy_from_slice(values),
+            Values::Device(..) => memory.read(line_integrals, kept)?,
+        }
         (self.poses[view], self.present[view]) = (*pose, true);
+        Ok(())
     }
 
     fn copy_from(&mut self, other: &Self) {

@@ -10,11 +10,11 @@ use firmware_bridge::layout::{FrameHeader, FrameKind, VolumeHeader};
 
 use super::handover::{Ended, Handover, LastVolume, Portion, ScanStore};
 use super::{DaemonError, ScanState, tell_rung};
-use crate::compute::{Operations, Values};
+use crate::compute::{Buffer, ComputeError, Operations, Values};
 use crate::config::Settings;
 use crate::geometry::ViewPose;
 use crate::ingest::{StagedFrame, Staging};
-use crate::preprocess::{CalibrationSource, Preprocessor};
+use crate::preprocess::{CalibrationOnCarrier, CalibrationSource, CountsError, Preprocessor};
 use crate::publish::{Moment, Outgoing, Publisher, Receipt, Sent};
 use crate::reconstruct::ReconstructError;
 use crate::reconstruct::fdk::FdkAccumulator;
@@ -31,6 +31,10 @@ const POSE_TOLERANCE: f64 = 0.05;
 pub(super) struct Parts {
     pub(super) settings: Settings,
     pub(super) publisher: Publisher,
+    pub(super) accumulator: FdkAccumulator,
+    pub(super) calibration: CalibrationOnCarrier,
+    /// Room for the line integrals of one view.
+    pub(super) view: Buffer,
     pub(super) staging: Arc<Staging>,
     pub(super) supervision: Arc<Supervision>,
     pub(super) files: [Option<Vec<f32>>; 2],
@@ -50,8 +54,8 @@ pub(super) struct Pipeline<'p> {
     staging: Arc<Staging>,
     supervision: Arc<Supervision>,
     settings: Settings,
-    /// Line integrals of one view.
-    view: Vec<f32>,
+    /// Line integrals of one view that came as counts, where the carrier works on them.
+    view: Buffer,
     /// The last volume, kept for STALE once the accumulator works on the next scan.
     last: Arc<Mutex<LastVolume>>,
     /// The scan's views, for the optimisation.
@@ -79,23 +83,20 @@ pub(super) struct Pipeline<'p> {
 
 impl<'p> Pipeline<'p> {
     /// Allocates everything.
-    pub(super) fn new(
-        parts: Parts,
-        compute: &'p dyn Operations,
-        accumulator: FdkAccumulator,
-    ) -> Result<Self, DaemonError> {
-        let Parts { settings, publisher, staging, supervision, files, handover, last } = parts;
+    pub(super) fn new(parts: Parts, compute: &'p dyn Operations) -> Result<Self, DaemonError> {
+        let Parts { settings, publisher, accumulator, calibration, view, staging, supervision, files, handover, last } =
+            parts;
         let detector = settings.geometry.detector;
         Ok(Self {
             compute,
             accumulator,
-            preprocessor: Preprocessor::new(&settings.preprocess, detector, files)?,
+            preprocessor: Preprocessor::new(&settings.preprocess, detector, files, calibration)?,
             scan: ScanState::new(settings.geometry.views.len()),
             ladder: Ladder::default(),
             publisher,
             staging,
             supervision,
-            view: vec![0.0; detector.pixels()],
+            view,
             last,
             store: handover.as_ref().map(|_| ScanStore::new(&settings.geometry)),
             handover,
@@ -116,12 +117,13 @@ impl<'p> Pipeline<'p> {
     /// Sends one blank view through all stages, so that whatever allocates at its first use has done so; marks the carrier's
     /// threads as the frame path.
     pub(super) fn warm_up(&mut self) -> Result<(), DaemonError> {
+        self.preprocessor.line_integrals(&vec![0.0; self.view.len()])?;
         let blank = vec![1u16; self.view.len()];
-        let mut line_integrals = vec![0.0; self.view.len()];
         // i0 = 1 count: line integrals of 0.
-        let _refused_without_flat = self.preprocessor.counts(&blank, 1.0, 1.0, &mut line_integrals);
+        self.preprocessor.counts(self.compute, &blank, 1.0, 1.0, self.view.values_mut())?;
         let pose = self.settings.geometry.views[0];
-        self.accumulator.add_view(self.compute, 0, Some(&pose), &line_integrals)?;
+        self.accumulator.add_view(self.compute, 0, Some(&pose), &self.view)?;
+        self.preprocessor.finish_frame(self.compute)?;
         let volume = outgoing(self.compute, &self.accumulator, 1.0);
         self.last.lock().unwrap_or_else(PoisonError::into_inner).keep(None, volume)?;
         self.publisher.warm_up(volume)?;
@@ -212,32 +214,29 @@ impl<'p> Pipeline<'p> {
             return Ok(());
         }
         let began_ns = monotonic_ns();
-        if let Err(why) = self.line_integrals(frame) {
+        if let Err(why) = self.line_integrals(frame)? {
             self.scan.note(header);
             self.refuse(header, why);
             self.after_frame(header)?;
             return Ok(());
         }
         let corrected_ns = monotonic_ns();
+        let view = view_of(frame, &self.view);
+        let added = self.accumulator.add_view(self.compute, header.view_index as usize, Some(&pose), view);
+        if let Err(ReconstructError::Compute(error)) = added {
+            return Err(error.into());
+        }
         // Waited for, so that the latency is that of a view in the volume.
-        let added = self
-            .accumulator
-            .add_view(self.compute, header.view_index as usize, Some(&pose), &self.view)
-            .and_then(|()| Ok(self.compute.finish()?));
-        if let Err(error) = added {
+        self.preprocessor.finish_frame(self.compute)?;
+        self.compute.finish()?;
+        if added.is_err() {
             // What one frame carries cannot end the daemon; what its carrier cannot do does.
-            if matches!(error, ReconstructError::Compute(_)) {
-                return Err(error.into());
-            }
             self.scan.note(header);
             self.refuse(header, Refusal::Operation);
             self.after_frame(header)?;
             return Ok(());
         }
         self.scan.add(header);
-        if let Some(store) = &mut self.store {
-            store.add(header.view_index as usize, &pose, &self.view);
-        }
         let done_ns = monotonic_ns();
         {
             let mut telemetry = self.supervision.reconstruct();
@@ -247,10 +246,15 @@ impl<'p> Pipeline<'p> {
             telemetry.frame_latency.record(done_ns.saturating_sub(header.timestamp_ns), header.sequence);
         }
         self.after_frame(header)?;
+        // After what is published of it, which need not wait for this.
+        if let Some(store) = &mut self.store {
+            store.add(self.compute, header.view_index as usize, &pose, view_of(frame, &self.view))?;
+        }
         Ok(())
     }
 
-    fn line_integrals(&mut self, frame: &StagedFrame) -> Result<(), Refusal> {
+    /// Makes counts into line integrals in `view`, looks at line integrals. An error is the carrier's.
+    fn line_integrals(&mut self, frame: &StagedFrame) -> Result<Result<(), Refusal>, ComputeError> {
         let header = &frame.header;
         match self.preprocessor.finish_calibration() {
             Ok(Some(report)) => self.supervision.tell(Event::Calibrated(report)),
@@ -258,16 +262,20 @@ impl<'p> Pipeline<'p> {
             Err(error) => self.supervision.tell(Event::CalibrationRefused(error)),
         }
         if frame.kind == FrameKind::LineIntegralsF32 {
-            self.preprocessor.line_integrals(frame.line_integrals(), &mut self.view)?;
-            return Ok(());
+            return Ok(self.preprocessor.line_integrals(frame.line_integrals()).map_err(Refusal::from));
         }
-        self.preprocessor.counts(frame.counts(), header.relative_exposure, header.i0_counts, &mut self.view)?;
+        let (exposure, i0) = (header.relative_exposure, header.i0_counts);
+        match self.preprocessor.counts(self.compute, frame.counts(), exposure, i0, self.view.values_mut()) {
+            Ok(()) => {}
+            Err(CountsError::Refused(why)) => return Ok(Err(why.into())),
+            Err(CountsError::Compute(error)) => return Err(error),
+        }
         let [dark, flat] = self.preprocessor.sources().map(|source| source == CalibrationSource::None);
         if (dark || flat) && !self.told_no_calibration {
             self.told_no_calibration = true;
             self.supervision.tell(Event::NoCalibration { dark, flat });
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
     /// Publishes what is due after a projection.
@@ -539,6 +547,14 @@ impl<'p> Pipeline<'p> {
         telemetry.rung = self.ladder.rung();
         telemetry.scan = self.scan.summary();
         telemetry.missing_count = self.scan.missing(&mut telemetry.missing, self.scan.is_running()).0;
+    }
+}
+
+/// A frame's line integrals: as they came, or those made of its counts.
+fn view_of<'a>(frame: &'a StagedFrame, made: &'a Buffer) -> Values<'a> {
+    match frame.kind {
+        FrameKind::LineIntegralsF32 => frame.line_integrals().into(),
+        _ => made.values(),
     }
 }
 

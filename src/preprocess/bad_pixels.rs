@@ -8,22 +8,12 @@
 //! larger ring at most the first eight, in row order). So single pixels, rows and columns are bridged from both sides; a hole
 //! wider than the ring is refused with the calibration.
 
+use crate::compute::counts::{BadPixel, MOST_NEIGHBOURS};
 use crate::config::PreprocessSettings;
 use crate::geometry::Detector;
 
 /// Largest ring searched for good neighbours.
 const MAX_RADIUS: usize = 8;
-/// Most neighbours averaged.
-const NEIGHBOURS: usize = 8;
-
-/// One bad pixel and what replaces it.
-#[derive(Debug, Clone, Copy, Default)]
-struct BadPixel {
-    index: u32,
-    count: u32,
-    neighbours: [u32; NEIGHBOURS],
-}
-
 /// The list of bad pixels, of fixed capacity.
 #[derive(Debug)]
 pub struct BadPixels {
@@ -44,7 +34,7 @@ pub(super) struct Thresholds {
 
 impl BadPixels {
     /// Most bad pixels that the settings allow.
-    fn limit(settings: &PreprocessSettings, detector: Detector) -> usize {
+    pub(super) fn limit(settings: &PreprocessSettings, detector: Detector) -> usize {
         (detector.pixels() as f64 * settings.max_bad_fraction).floor() as usize
     }
 
@@ -56,6 +46,11 @@ impl BadPixels {
     pub(super) fn new(settings: &PreprocessSettings, detector: Detector) -> Self {
         let limit = Self::limit(settings, detector);
         Self { list: Vec::with_capacity(limit), mask: vec![0; detector.pixels()], limit, columns: detector.columns }
+    }
+
+    /// All of them.
+    pub(super) fn list(&self) -> &[BadPixel] {
+        &self.list
     }
 
     /// How many pixels are bad.
@@ -119,7 +114,7 @@ impl BadPixels {
                 for dc in -radius..=radius {
                     let (r, c) = (row + dr, column + dc);
                     let inside = (0..rows as isize).contains(&r) && (0..self.columns as isize).contains(&c);
-                    if dr.abs().max(dc.abs()) != radius || !inside || pixel.count as usize == NEIGHBOURS {
+                    if dr.abs().max(dc.abs()) != radius || !inside || pixel.count as usize == MOST_NEIGHBOURS {
                         continue;
                     }
                     let neighbour = r as usize * self.columns + c as usize;
@@ -134,15 +129,5 @@ impl BadPixels {
             }
         }
         pixel
-    }
-
-    /// Replaces the bad pixels of `frame` by the means of their neighbours; returns how many.
-    pub(super) fn replace(&self, frame: &mut [f32]) -> u64 {
-        for pixel in &self.list {
-            let neighbours = &pixel.neighbours[..pixel.count as usize];
-            let sum: f32 = neighbours.iter().map(|&n| frame[n as usize]).sum();
-            frame[pixel.index as usize] = sum / pixel.count as f32;
-        }
-        self.list.len() as u64
     }
 }

@@ -188,6 +188,7 @@ impl Preprocessor {
 
     /// Finds the bad pixels and turns the signal that stands in `gain` into the gain.
     fn settle(&mut self) -> Result<CalibrationReport, PreprocessError> {
+        self.on_carrier.forget();
         let has_flat = self.flat_source != CalibrationSource::None;
         let scratch = &mut self.sums.scratch;
         let median_dark = median(scratch, self.dark.iter().copied());

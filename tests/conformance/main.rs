@@ -19,6 +19,7 @@ mod gaussian_scenes;
 mod gaussian_step;
 mod gaussian_volumes;
 mod groups;
+mod line_integrals;
 mod losses;
 mod optimisation;
 mod prebuilt;

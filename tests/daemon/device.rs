@@ -154,6 +154,46 @@ fn a_gpu_is_taken_once_it_agrees_with_the_cpu() {
     assert_eq!(devices[0]["self_test"]["agreements"][0]["case"], "FDK", "{devices}");
 }
 
+/// Two scans of raw counts, each after a calibration of its own, with dead pixels, others behind lead, and some that read nothing: the last volume, and what the
+/// daemon reports.
+fn of_counts(driver: &Path, device: &str) -> (ndarray::Array3<f32>, serde_json::Value) {
+    let room = Room::new(&format!("[compute]\ndevice = \"{device}\"\nself_test = false"));
+    let daemon = room.serve_with(&["--json"], &[("LD_LIBRARY_PATH", driver)]);
+    let folder = room.path("counts");
+    for (scan, dead) in [&[[0, 0], [20, 30], [20, 31]][..], &[[47, 63]]].into_iter().enumerate() {
+        let mut scene = scene();
+        let raw = scene.raw.as_mut().unwrap();
+        raw.dark += 10.0 * scan as f32;
+        raw.flat += 10.0 * scan as f32;
+        raw.counts += 10 * scan as u16;
+        for &pixel in dead {
+            raw.flat[pixel] = raw.dark[pixel];
+        }
+        raw.counts.slice_mut(ndarray::s![.., 5, ..9]).fill(0);
+        diffnr::formats::scene::write(&folder, &scene).unwrap();
+        let sent = run(diffnr().arg("replay").arg(&folder).args(["--raw", "--rate", "0", "--name", &room.name]));
+        expect_code(&sent, 0);
+        room.wait_for_status("a scan's end", |status| status["reconstruct"]["full"] == scan + 1);
+    }
+    let out = room.path("out.npy");
+    room.watch(&["--save", out.to_str().unwrap()]);
+    (diffnr::formats::npy::read_volume(&out).unwrap(), json(&daemon.stop()))
+}
+
+#[test]
+fn a_gpu_makes_line_integrals_of_counts_as_the_cpu_does() {
+    let Some(driver) = stand_in() else { return };
+    let (volume, report) = of_counts(driver, "cuda");
+    let (on_the_cpu, expected) = of_counts(driver, "cpu");
+    assert_near(&volume, &on_the_cpu);
+    let preprocess = &report["preprocess"];
+    assert_eq!(preprocess, &expected["preprocess"]);
+    // 9 pixels of every view, and what the object leaves too little of.
+    assert!(preprocess["clamped_pixels"].as_u64() >= Some(2 * 40 * 9), "{preprocess}");
+    assert_eq!((&preprocess["frames"], &preprocess["replaced_pixels"]), (&json!(80), &json!(40 * (3 + 1))));
+    assert_eq!((&preprocess["dark_frames"], &preprocess["flat_frames"]), (&json!(2), &json!(2)));
+}
+
 #[test]
 fn a_gpu_that_is_not_there_is_refused_by_what_to_change() {
     if diffnr::compute::cuda::present().is_ok() {

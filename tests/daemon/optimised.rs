@@ -4,7 +4,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::support::*;
+use diffnr::compute::ValuesMut;
 use diffnr::config::Settings;
+use diffnr::preprocess::{CalibrationOnCarrier, Preprocessor};
 use diffnr::reconstruct::Unobserved;
 use diffnr::reconstruct::optimise::{Budget, EarlyStart, ScanViews};
 use ndarray::Array3;
@@ -28,11 +30,23 @@ fn offline(room: &Room, iterations: usize, missing: &[usize]) -> Array3<f32> {
 
 /// The same after an early start, whose iterations count.
 fn offline_after(room: &Room, early: Option<EarlyStart>, iterations: usize, missing: &[usize]) -> Array3<f32> {
+    let scan = diffnr::formats::scene::read_scan(&room.path("scene")).unwrap();
+    offline_of(room, &scan.projections, early, iterations, missing)
+}
+
+/// The same of other line integrals than the scene's.
+fn offline_of(
+    room: &Room,
+    line_integrals: &Array3<f32>,
+    early: Option<EarlyStart>,
+    iterations: usize,
+    missing: &[usize],
+) -> Array3<f32> {
     let settings = Settings::load_with(&room.path("gantry.toml"), []).unwrap();
     let recipe = settings.optimised.unwrap().recipe(&settings.geometry, &settings.grid).unwrap();
     let scan = diffnr::formats::scene::read_scan(&room.path("scene")).unwrap();
     let present: Vec<bool> = (0..VIEWS).map(|view| !missing.contains(&view)).collect();
-    let line_integrals = scan.projections.as_slice().unwrap();
+    let line_integrals = line_integrals.as_slice().unwrap();
     let views = ScanViews { line_integrals, poses: None, present: Some(&present) };
     let mut compute = diffnr::compute::cpu::CpuCompute::new(1).unwrap();
     recipe.prepare(&mut compute).unwrap();
@@ -86,6 +100,35 @@ fn fdk_comes_first_then_better_volumes_and_the_last_is_the_offline_one_bit_for_b
 
     let streamed = diffnr::formats::npy::read_volume(&out).unwrap();
     assert_eq!(streamed, offline(&room, 12, &[]));
+}
+
+#[test]
+fn counts_are_handed_over_as_line_integrals() {
+    let room = room("iterations = 4\npublish_every = 0");
+    let daemon = room.serve(&["--once"]);
+    let sent = run(diffnr().arg("replay").arg(room.path("scene")).args(["--raw", "--rate", "0", "--name", &room.name]));
+    expect_code(&sent, 0);
+    let (out, scene) = (room.path("out.npy"), room.path("scene"));
+    room.watch(&["--wait", "final", "--save", out.to_str().unwrap(), "--scan", scene.to_str().unwrap()]);
+    expect_code(&daemon.end(), 0);
+
+    let settings = Settings::load_with(&room.path("gantry.toml"), []).unwrap();
+    let (settings, detector) = (settings.preprocess, settings.geometry.detector);
+    let mut compute = diffnr::compute::cpu::CpuCompute::new(1).unwrap();
+    let on_carrier = CalibrationOnCarrier::take(&mut compute, &settings, detector).unwrap();
+    let mut preprocessor = Preprocessor::new(&settings, detector, [None, None], on_carrier).unwrap();
+    let raw = diffnr::formats::scene::read(&scene).unwrap().raw.unwrap();
+    let [dark, flat] = [raw.dark, raw.flat].map(|image| image.map(|count| count.round() as u16));
+    preprocessor.add_dark(dark.as_slice().unwrap());
+    preprocessor.add_flat(flat.as_slice().unwrap(), 1.0).unwrap();
+    preprocessor.finish_calibration().unwrap();
+    let mut line_integrals = Array3::zeros(raw.counts.dim());
+    for (counts, mut made) in raw.counts.outer_iter().zip(line_integrals.outer_iter_mut()) {
+        let made = ValuesMut::Host(made.as_slice_mut().unwrap());
+        preprocessor.counts(&compute, counts.as_slice().unwrap(), 1.0, 0.0, made).unwrap();
+    }
+    let expected = offline_of(&room, &line_integrals, None, 4, &[]);
+    assert_eq!(diffnr::formats::npy::read_volume(&out).unwrap(), expected);
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub(crate) fn grid() -> VolumeGrid {
     VolumeGrid::over_box([32, 28, 24], DVec3::new(160.0, 140.0, 120.0), DVec3::ZERO)
 }
 
-fn scene() -> Scene {
+pub(crate) fn scene() -> Scene {
     let orbit = CircularOrbit {
         source_to_isocenter_mm: 500.0,
         source_to_detector_mm: 750.0,

@@ -11,8 +11,9 @@ use super::gaussian_operations::GaussiansRoom;
 use super::record_cache::RecordCache;
 use super::recorder::Recorder;
 use super::{
-    DeviceSlice, DeviceSum, DeviceWeights, ExpertsTable, FilterTable, GaussianRoom, GroupCounts, ImageLossSums,
-    Launcher, Pending, Registered, ScanTable, SliceRoom, ViewRecord, VolumeSsimRoom, sart, total_variation,
+    CountsRoom, DeviceSlice, DeviceSum, DeviceWeights, ExpertsTable, FilterTable, GaussianRoom, GroupCounts,
+    ImageLossSums, Launcher, Pending, Registered, ScanTable, SliceRoom, ViewRecord, VolumeSsimRoom, sart,
+    total_variation,
 };
 use crate::compute::experts::Experts;
 use crate::compute::losses::{ImageLoss, VolumeSsimLoss};
@@ -52,6 +53,7 @@ pub(super) struct State {
     pub(super) volume_loss_left: Option<VolumeSsimLoss>,
     pub(super) field: Option<FieldRoom>,
     pub(super) slices: Option<SliceRoom>,
+    pub(super) counts: Option<CountsRoom>,
 }
 
 impl std::fmt::Debug for CudaCompute {

@@ -60,19 +60,21 @@ impl FdkAccumulator {
 
     /// Weights, filters and back-projects one view.
     ///
-    /// `line_integrals` is `[row v][column u]`, dimensionless. `pose` replaces the planned pose in the back-projection, where the
+    /// `line_integrals` is `[row v][column u]`, dimensionless, on the host or where the carrier works; on a device it is not looked at whether they are
+    /// finite, as [`crate::compute::counts::CountsCompute::line_integrals`] leaves them. `pose` replaces the planned pose in the back-projection, where the
     /// gantry reports what it really was; weights stay those of the plan, so it must be near the planned one.
     ///
     /// # Errors
     /// [`ReconstructError::View`] for an index unknown or added before, [`ReconstructError::Length`],
     /// [`ReconstructError::NotFinite`], [`ReconstructError::Geometry`] for a broken pose. The volume is unchanged then.
-    pub fn add_view(
+    pub fn add_view<'v>(
         &mut self,
         compute: &dyn Compute,
         view: usize,
         pose: Option<&ViewPose>,
-        line_integrals: &[f32],
+        line_integrals: impl Into<Values<'v>>,
     ) -> Result<(), ReconstructError> {
+        let line_integrals = line_integrals.into();
         if let Some(pose) = pose {
             pose.check(view)?;
         }
@@ -112,13 +114,13 @@ impl FdkAccumulator {
         for (group, part) in line_integrals.chunks(self.plan.views_per_call * pixels).enumerate() {
             let before = group * self.plan.views_per_call;
             let views = first + before..first + before + part.len().div_ceil(pixels);
-            self.begin_call(views.clone(), part)?;
+            self.begin_call(views.clone(), part.into())?;
             let reported = poses.and_then(|poses| poses.get(before..before + views.len()));
             for (index, (planned, pose)) in self.call.views.iter_mut().zip(reported.unwrap_or(&[])).enumerate() {
                 pose.check(views.start + index)?;
                 *planned = widen(pose, self.plan.pad);
             }
-            self.finish_call(compute, views, part)?;
+            self.finish_call(compute, views, part.into())?;
         }
         Ok(())
     }
@@ -127,7 +129,7 @@ impl FdkAccumulator {
     fn begin_call(
         &mut self,
         views: impl ExactSizeIterator<Item = usize>,
-        line_integrals: &[f32],
+        line_integrals: Values<'_>,
     ) -> Result<(), ReconstructError> {
         let (detector, all) = (self.plan.detector, self.plan.geometry.views.len());
         let needed = views.len() * detector.pixels();
@@ -141,7 +143,7 @@ impl FdkAccumulator {
             });
         }
         self.call.views.clear();
-        for (index, (view, image)) in views.zip(line_integrals.chunks_exact(detector.pixels())).enumerate() {
+        for (index, view) in views.enumerate() {
             let refuse = |reason| Err(ReconstructError::View { view, views: all, reason });
             if view >= all {
                 return refuse("is not in the plan");
@@ -149,7 +151,10 @@ impl FdkAccumulator {
             if self.added[view] {
                 return refuse("was added before");
             }
-            if !all_finite(image) {
+            let of_view = index * detector.pixels()..(index + 1) * detector.pixels();
+            if let Values::Host(image) = line_integrals.part(of_view)
+                && !all_finite(image)
+            {
                 let at = image.iter().position(|x| !x.is_finite()).unwrap_or(0);
                 let (row, column) = (at / detector.columns, at % detector.columns);
                 return Err(ReconstructError::NotFinite { view, row, column, value: image[at] });
@@ -175,7 +180,7 @@ impl FdkAccumulator {
         &mut self,
         compute: &dyn Compute,
         views: impl ExactSizeIterator<Item = usize>,
-        line_integrals: &[f32],
+        line_integrals: Values<'_>,
     ) -> Result<(), ReconstructError> {
         let plan = &self.plan;
         let (detector, count) = (plan.detector, self.call.views.len());
@@ -191,7 +196,10 @@ impl FdkAccumulator {
             columns: &self.call_columns[..count * detector.columns],
         };
         let mut filtered = self.filtered.values_mut().part(0..count * plan.geometry.detector.pixels());
-        let arrived = compute.on_carrier(line_integrals, &mut self.arrived)?;
+        let arrived = match line_integrals {
+            Values::Host(values) => compute.on_carrier(values, &mut self.arrived)?,
+            Values::Device(..) => line_integrals,
+        };
         compute.weight_projections(&weights, arrived, filtered.reborrow())?;
         compute.filter_rows(&plan.filter, filtered.reborrow())?;
         compute.back_project_fdk(&self.call, &plan.grid, filtered.as_values(), self.volume.values_mut())?;

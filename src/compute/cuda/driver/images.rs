@@ -58,6 +58,7 @@ pub const IMAGES: &[Image] = &[
         ["place_gaussians", "count_voxel_entries", "count_voxel_tiles", "fill_voxel_tiles", "gaussian_voxelise"]
     ),
     image!("gaussian_voxelise_backward", ["gaussian_voxelise_backward", "add_voxel_gradients"]),
+    image!("line_integrals", ["line_integrals", "replace_bad_pixels"]),
     image!("loss_image", ["compare_images", "add_image_similarity"]),
     image!("loss_volume", ["find_slices", "share_slices", "add_similarity_across", "add_similarity_across_z"]),
     image!("parameters", ["set_parameters"]),

@@ -1,12 +1,15 @@
 //! A logarithm that the compiler can vectorise.
 
+#![forbid(unsafe_code)]
+
 /// `-ln(x)` for normal positive `x`, within 2 units in the last place of the larger of |ln x| and 1.
 ///
 /// `x = m 2^e` with `m` in [sqrt(1/2), sqrt 2); with `s = (m - 1) / (m + 1)`, |s| < 0.172:
 /// `ln m = 2 atanh s = 2 s (1 + s^2/3 + s^4/5 + s^6/7 + s^8/9)`, the next term being below 2e-9 of the first.
+/// `kernels/line_integrals.cu` has the same roundings.
 #[inline]
 #[must_use]
-pub fn minus_ln(x: f32) -> f32 {
+pub(super) fn minus_ln(x: f32) -> f32 {
     /// ln 2 in two parts; the first has 9 bits, so that its product with an exponent is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
