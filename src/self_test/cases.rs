@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use glam::DVec3;
 
+use crate::compute::counts::{BadPixel, Correction};
 use crate::compute::slices::{SliceBatch, SliceLayout, WindowUnits};
-use crate::compute::{Buffer, ComputeError, Operations, Values, ValuesMut};
+use crate::compute::{Buffer, ComputeError, Left, Operations, Values, ValuesMut};
 use crate::geometry::{CircularOrbit, Detector, ScanGeometry, VolumeGrid};
 use crate::reconstruct::asd_pocs::{AsdPocs, AsdPocsPlan, AsdPocsSettings};
 use crate::reconstruct::fdk::{FdkAccumulator, FdkPlan, FdkSettings};
@@ -222,7 +223,7 @@ impl Repairer for MeanOfPlanes {
     }
 }
 
-/// What is done to a volume that leaves, and what is asked of one before a repair; to the bit.
+/// What is done to counts that come and to a volume that leaves, and what is asked of one before a repair; to the bit.
 fn exact(compute: &mut dyn Operations) -> Result<Vec<f32>, OptimiseError> {
     compute.prepare_slices()?;
     let volume = compute.filled("volume", &start())?;
@@ -231,8 +232,39 @@ fn exact(compute: &mut dyn Operations) -> Result<Vec<f32>, OptimiseError> {
     let mut scaled = compute.buffer("scaled volume", volume.len())?;
     compute.copy_scaled(1.25, volume.values(), scaled.values_mut())?;
     let crc = compute.crc32c(scaled.values())?;
+    let (line_integrals, clamped) = line_integrals_of_counts(compute)?;
     let mut result = compute.take(scaled)?;
+    result.extend(line_integrals);
     // Halves, which float32 holds exactly.
-    result.extend([farthest, first, (crc >> 16) as f32, (crc & 0xffff) as f32]);
+    result.extend([farthest, first, clamped as f32, (crc >> 16) as f32, (crc & 0xffff) as f32]);
     Ok(result)
+}
+
+/// A frame's line integrals, and how many of its pixels met the clamp: counts from none to many, two pixels bad.
+fn line_integrals_of_counts(compute: &mut dyn Operations) -> Result<(Vec<f32>, u64), ComputeError> {
+    let pixels = 30 * 24 + 1;
+    compute.prepare_counts(pixels)?;
+    let counts: Vec<u16> = (0..pixels).map(|pixel| (7919 * pixel % 60_000) as u16).collect();
+    let bad = |index, neighbours: [u32; 2]| {
+        let mut pixel = BadPixel { index, count: 2, ..BadPixel::default() };
+        pixel.neighbours[..2].copy_from_slice(&neighbours);
+        pixel
+    };
+    let bad_pixels = compute.filled("bad pixels", BadPixel::floats(&[bad(0, [1, 30]), bad(400, [399, 401])]))?;
+    let dark: Vec<f32> = (0..pixels).map(|pixel| 100.0 + (pixel % 30) as f32).collect();
+    let gain: Vec<f32> = (0..pixels).map(|pixel| 1.0 / (50_000.0 + pixel as f32)).collect();
+    let (dark, gain) = (compute.filled("dark image", &dark)?, compute.filled("gain", &gain)?);
+    let correction = Correction {
+        dark: dark.values(),
+        gain: gain.values(),
+        scale: 1.0 / 0.9,
+        min_transmission: 0.01,
+        bad_pixels: bad_pixels.values(),
+    };
+    let mut view = compute.buffer("line integrals", pixels)?;
+    let clamped = match compute.line_integrals(&correction, &counts, view.values_mut())? {
+        Left::AtHand(clamped) => clamped,
+        Left::WithCarrier => compute.clamped_left()?,
+    };
+    Ok((compute.take(view)?, clamped))
 }
