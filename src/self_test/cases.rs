@@ -42,9 +42,9 @@ pub(super) const CASES: [Case; 6] = [
     Case { name: "FDK", limit: 1e-4, work: fdk },
     Case { name: "FDK, rolled detector", limit: 1e-4, work: rolled },
     Case { name: "ASD-POCS", limit: 1e-4, work: asd_pocs },
+    Case { name: "values as they are", limit: 0.0, work: exact },
     Case { name: "Gaussians", limit: 1e-3, work: gaussians },
     Case { name: "field", limit: 1e-3, work: field },
-    Case { name: "values as they are", limit: 0.0, work: exact },
 ];
 
 /// Sizes that fill no block of any kernel.

@@ -121,11 +121,11 @@ fn a_kernel_that_does_nothing_is_noticed() {
         for (kernel, case) in [
             ("weight_projections", "FDK"),
             ("add_total_variation_gradient", "ASD-POCS"),
-            ("add_slices_across_z", "Gaussians"),
-            ("add_network_gradient", "field"),
             ("crc32c", "values as they are"),
             ("line_integrals", "values as they are"),
             ("replace_bad_pixels", "values as they are"),
+            ("add_slices_across_z", "Gaussians"),
+            ("add_network_gradient", "field"),
         ] {
             let mut compute = CudaCompute::new(Box::new(LeavesOut { of: carrier.launcher(), kernel }));
             let failed = self_test::compare(&mut compute).unwrap_err().to_string();
