@@ -169,7 +169,7 @@ pub(crate) fn elements(settings: &Settings, rows: &mut Vec<Row>) -> Result<(), C
     let counts: Vec<u16> = (0..n).map(|i| (i % 60_000) as u16).collect();
     let correction =
         Correction { dark: a, gain: b, scale: 1e-4, min_transmission: 1e-5, bad_pixels: Values::Host(&[]) };
-    let cost = Cost { bytes: 14.0 * n as f64, launches: 3.0, ..Cost::default() };
+    let cost = Cost { bytes: 14.0 * n as f64, launches: 2.0, ..Cost::default() };
     settings.time(rows, &compute, ("counts in, line_integrals", cost), || {
         compute.line_integrals(&correction, &counts, out.values_mut()).map(drop)
     })?;

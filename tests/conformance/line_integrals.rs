@@ -197,7 +197,9 @@ fn bad_pixels_at_corners_in_a_full_list_and_of_negative_zeros() {
 
         let mut frame = Frame::random(12, 8);
         let bad = |index, neighbours: &[u32]| {
-            let mut pixel = BadPixel { index, count: neighbours.len() as u32, ..BadPixel::default() };
+            // What stands beyond the count is nobody's.
+            let count = neighbours.len() as u32;
+            let mut pixel = BadPixel { index, count, neighbours: [u32::MAX; MOST_NEIGHBOURS] };
             pixel.neighbours[..neighbours.len()].copy_from_slice(neighbours);
             pixel
         };
