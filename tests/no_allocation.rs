@@ -91,6 +91,7 @@ fn settings(name: &str, reconstruct: &str, voxels: [usize; 3]) -> Settings {
          frame_timeout_ms = {frame_timeout_ms}
          log_level = \"error\"
          [compute]
+         device = \"cpu\"
          threads = 3
          [reconstruct]
          {reconstruct}"

@@ -56,7 +56,7 @@ impl Case {
     }
 
     fn reconstructed(&self, output: &str, options: &[&str]) {
-        self.done("reconstruct", &[&["scan", "-o", output, "--threads", "1"], options].concat());
+        self.done("reconstruct", &[&["scan", "-o", output, "--device", "cpu", "--threads", "1"], options].concat());
     }
 
     /// The count of a volume, with all of `evaluate`'s other figures.
