@@ -106,7 +106,9 @@ fn driver() -> Carrier {
 }
 
 /// A driver that is lent to a test and stays for the next one: to make it takes longer than most tests.
-struct Lent(Arc<Driver>);
+struct Lent {
+    of: Arc<Driver>,
+}
 
 impl Lent {
     fn of(index: usize) -> Self {
@@ -115,41 +117,52 @@ impl Lent {
         for driver in &mut *drivers {
             if let Some(free) = Arc::get_mut(driver) {
                 free.empty().unwrap();
-                return Self(driver.clone());
+                return Self { of: driver.clone() };
             }
         }
         let mut driver = Driver::new(index, ARENA_BYTES).unwrap();
         driver.empty().unwrap();
         drivers.push(Arc::new(driver));
-        Self(drivers[drivers.len() - 1].clone())
+        Self { of: drivers[drivers.len() - 1].clone() }
     }
 }
 
+/// Hands on to `of` what every launcher does, but for launches and copies to the host.
+macro_rules! hands_on {
+    () => {
+        fn description(&self) -> String {
+            self.of.description()
+        }
+        fn allocate(&self, bytes: usize) -> Result<usize, ComputeError> {
+            self.of.allocate(bytes)
+        }
+        fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), ComputeError> {
+            self.of.copy_in(offset, from)
+        }
+        unsafe fn begin_copy_out(&self, offset: usize, to: NonNull<u8>, bytes: usize) -> Result<(), ComputeError> {
+            // SAFETY: the caller's promise.
+            unsafe { self.of.begin_copy_out(offset, to, bytes) }
+        }
+        fn end_copy_out(&self) -> Result<(), ComputeError> {
+            self.of.end_copy_out()
+        }
+        fn copy(&self, from: usize, to: usize, bytes: usize) -> Result<(), ComputeError> {
+            self.of.copy(from, to, bytes)
+        }
+        fn fill(&self, bytes: Range<usize>, pattern: u32) -> Result<(), ComputeError> {
+            self.of.fill(bytes, pattern)
+        }
+        fn synchronize(&self) -> Result<(), ComputeError> {
+            self.of.synchronize()
+        }
+    };
+}
+
 impl Launcher for Lent {
-    fn description(&self) -> String {
-        self.0.description()
-    }
-    fn allocate(&self, bytes: usize) -> Result<usize, ComputeError> {
-        self.0.allocate(bytes)
-    }
-    fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), ComputeError> {
-        self.0.copy_in(offset, from)
-    }
+    hands_on!();
+
     fn copy_out(&self, offset: usize, to: &mut [u8]) -> Result<(), ComputeError> {
-        self.0.copy_out(offset, to)
-    }
-    unsafe fn begin_copy_out(&self, offset: usize, to: NonNull<u8>, bytes: usize) -> Result<(), ComputeError> {
-        // SAFETY: the caller's promise.
-        unsafe { self.0.begin_copy_out(offset, to, bytes) }
-    }
-    fn end_copy_out(&self) -> Result<(), ComputeError> {
-        self.0.end_copy_out()
-    }
-    fn copy(&self, from: usize, to: usize, bytes: usize) -> Result<(), ComputeError> {
-        self.0.copy(from, to, bytes)
-    }
-    fn fill(&self, bytes: Range<usize>, pattern: u32) -> Result<(), ComputeError> {
-        self.0.fill(bytes, pattern)
+        self.of.copy_out(offset, to)
     }
     unsafe fn launch(
         &self,
@@ -158,19 +171,16 @@ impl Launcher for Lent {
         arguments: &Arguments,
     ) -> Result<(), ComputeError> {
         // SAFETY: the caller's promise.
-        unsafe { self.0.launch(kernel, shape, arguments) }
+        unsafe { self.of.launch(kernel, shape, arguments) }
     }
     fn capture(&self, tape: &Tape) -> Result<Captured, ComputeError> {
-        self.0.capture(tape)
+        self.of.capture(tape)
     }
     fn replay(&self, captured: Captured) -> Result<(), ComputeError> {
-        self.0.replay(captured)
+        self.of.replay(captured)
     }
     fn discard(&self, captured: Captured) {
-        self.0.discard(captured);
-    }
-    fn synchronize(&self) -> Result<(), ComputeError> {
-        self.0.synchronize()
+        self.of.discard(captured);
     }
 }
 

@@ -6,6 +6,7 @@
 //! runs on all of them and compares.
 #![allow(clippy::unwrap_used)]
 
+#[macro_use] // Launchers that hand on what they are asked for.
 mod carriers;
 mod driver;
 mod elementwise;

@@ -28,37 +28,6 @@ fn a_sound_device_passes() {
     });
 }
 
-/// Hands on to `of` what every launcher does, but for launches and copies to the host.
-macro_rules! hands_on {
-    () => {
-        fn description(&self) -> String {
-            self.of.description()
-        }
-        fn allocate(&self, bytes: usize) -> Result<usize, ComputeError> {
-            self.of.allocate(bytes)
-        }
-        fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), ComputeError> {
-            self.of.copy_in(offset, from)
-        }
-        unsafe fn begin_copy_out(&self, offset: usize, to: NonNull<u8>, bytes: usize) -> Result<(), ComputeError> {
-            // SAFETY: the caller's promise.
-            unsafe { self.of.begin_copy_out(offset, to, bytes) }
-        }
-        fn end_copy_out(&self) -> Result<(), ComputeError> {
-            self.of.end_copy_out()
-        }
-        fn copy(&self, from: usize, to: usize, bytes: usize) -> Result<(), ComputeError> {
-            self.of.copy(from, to, bytes)
-        }
-        fn fill(&self, bytes: Range<usize>, pattern: u32) -> Result<(), ComputeError> {
-            self.of.fill(bytes, pattern)
-        }
-        fn synchronize(&self) -> Result<(), ComputeError> {
-            self.of.synchronize()
-        }
-    };
-}
-
 /// A device that leaves one kernel's launches out.
 struct LeavesOut {
     of: Box<dyn Launcher>,
@@ -114,7 +83,7 @@ impl Launcher for FlipsABit {
     }
 }
 
-/// A kernel of each kind, one from each of the cases; all others that the test launches are noticed too (docs/gpu.md).
+/// Kernels of each of the cases. All that the test launches were tried once, one at a time: docs/gpu.md names those that are not noticed.
 #[test]
 fn a_kernel_that_does_nothing_is_noticed() {
     on_each("the self-test on a device that is not sound", |carrier| {
