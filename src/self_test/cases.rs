@@ -26,7 +26,8 @@ use crate::simulate::ellipsoids::{Ellipsoid, EllipsoidPhantom};
 pub(super) struct Case {
     pub(super) name: &'static str,
     /// Largest difference, of the norm of the CPU's result. Analytic and algebraic methods carry roundings on as they are, some 1e-6; steps of Adam make more of
-    /// those of gradients that are next to nothing. The least that a kernel left out changes in it is three times the limit.
+    /// those of gradients that are next to nothing. The least that a kernel left out changes in what is optimised is three times the
+    /// limit.
     pub(super) limit: f64,
     work: fn(&mut dyn Operations) -> Result<Vec<f32>, OptimiseError>,
 }
